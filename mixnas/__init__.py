@@ -1,0 +1,38 @@
+"""Neural architecture search over token mixers, under FLOPs and latency budgets."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from mixnas.arch import Architecture as Architecture
+    from mixnas.cost.count import count_flops as count_flops
+    from mixnas.cost.count import count_params as count_params
+    from mixnas.errors import MixnasError as MixnasError
+    from mixnas.jobs.search import search as search
+    from mixnas.network import Network as Network
+    from mixnas.network import build as build
+    from mixnas.run import Run as Run
+    from mixnas.space import SearchSpace as SearchSpace
+
+_HOMES = {
+    "Architecture": "mixnas.arch",
+    "MixnasError": "mixnas.errors",
+    "Network": "mixnas.network",
+    "Run": "mixnas.run",
+    "SearchSpace": "mixnas.space",
+    "build": "mixnas.network",
+    "count_flops": "mixnas.cost.count",
+    "count_params": "mixnas.cost.count",
+    "search": "mixnas.jobs.search",
+}
+"""Where each public name lives; it is imported when it is first used."""
+
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - the names are the table's
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mixnas' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

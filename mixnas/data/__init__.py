@@ -1,0 +1,8 @@
+"""Images and labels: where they come from, how they are split, and the stream that trains.
+
+`load` turns a word or a path into `Data`; everything else is how.
+"""
+
+from mixnas.data.dataset import Data, load
+
+__all__ = ["Data", "load"]

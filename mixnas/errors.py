@@ -1,0 +1,76 @@
+"""What can go wrong: one class for each way to fail, all of them `MixnasError`.
+
+A message says what was given, where, what is allowed and what to do, on one line. The command
+line prints it and exits with 2; any other exception is a bug of ours and keeps its traceback.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class MixnasError(Exception):
+    """A mistake that the user can mend; its text is one line with the cure."""
+
+
+class UnknownMixer(MixnasError):
+    """No mixer has that name."""
+
+
+class InvalidSpace(MixnasError):
+    """A search space's file or field does not say what a space must say."""
+
+
+class NotInSpace(MixnasError):
+    """An architecture makes a choice that its space does not offer."""
+
+
+class InvalidBudget(MixnasError):
+    """A budget that cannot be read, or that contradicts itself."""
+
+
+class BudgetUnreachable(MixnasError):
+    """No architecture of the space lies within the budget."""
+
+
+class UncountedOp(MixnasError):
+    """An operator for which no counting rule exists: silence would read as zero cost."""
+
+
+class TableMissing(MixnasError):
+    """A cost table has no entry for a part, or was made under other conditions."""
+
+
+class RunConflict(MixnasError):
+    """A run folder that was made with other settings, or is in use."""
+
+
+class DataError(MixnasError):
+    """A data set that is missing, empty, broken or unfit for the job."""
+
+
+class InvalidOption(MixnasError):
+    """An option outside what is allowed (a number, a name, a device)."""
+
+
+class TrainingDiverged(MixnasError):
+    """The supernet's loss became non-finite or exploded and did not recover."""
+
+
+class EvaluationFailed(MixnasError):
+    """So many evaluations failed that the search cannot go on."""
+
+
+class StorageFull(MixnasError):
+    """The disk refused a write; what was there before is still whole."""
+
+
+class ExportMismatch(MixnasError):
+    """An exported model does not compute what its source computes."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``"did you mean 'x'? (known: a, b)"``, or only the known names."""
+    known = sorted(known)
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"{hint}(known: {', '.join(known)})"

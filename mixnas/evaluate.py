@@ -1,0 +1,140 @@
+"""What judges an architecture: by the supernet's weights, or from a table of recorded scores."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixnas.arch import Architecture
+from mixnas.elastic import BatchNorm
+from mixnas.errors import TableMissing
+from mixnas.network import Network
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How good an architecture is on the ranking images.
+
+    Attributes:
+        accuracy: share of images classified rightly, 0 to 1.
+        loss: mean cross-entropy in nats.
+        images: how many images were judged.
+    """
+
+    accuracy: float
+    loss: float
+    images: int
+
+    @property
+    def standard_error(self) -> float:
+        """The standard error of the accuracy that this number of images implies."""
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.images)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an architecture could not be judged."""
+
+    reason: str
+
+
+Evaluator = Callable[[Architecture], Score]
+
+
+@dataclass(frozen=True)
+class TableEvaluator:
+    """Recorded scores by architecture id: the search without a network.
+
+    Raises:
+        TableMissing: when called, if the table lacks the architecture.
+    """
+
+    scores: Mapping[str, Score]
+
+    def __call__(self, arch: Architecture) -> Score:
+        """Return the recorded score."""
+        if arch.id not in self.scores:
+            raise TableMissing(
+                f"score table: no architecture {arch.id} among its {len(self.scores)}; "
+                "evaluate it first or search the table's own architectures"
+            )
+        return self.scores[arch.id]
+
+
+@dataclass(frozen=True)
+class SupernetEvaluator:
+    """Scores an architecture by the weights that it inherits from a supernet.
+
+    The stand-alone network is extracted, its batch-norm statistics are estimated anew (the
+    shared ones mix all architectures), and it classifies the same images as every other.
+
+    Attributes:
+        network: the trained supernet, in evaluation mode.
+        calibration: batches of training images ``(B, C, H, W)`` for the statistics.
+        batches: batches of ranking images and labels.
+    """
+
+    network: Network
+    calibration: Sequence[Tensor]
+    batches: Sequence[tuple[Tensor, Tensor]]
+
+    def __call__(self, arch: Architecture) -> Score:
+        """Return accuracy and loss on the ranking images.
+
+        Raises:
+            NotInSpace: if the supernet does not hold the architecture.
+        """
+        return score(self.prepared(arch), self.batches)
+
+    def prepared(self, arch: Architecture) -> Network:
+        """Return the extracted network with its own batch-norm statistics."""
+        network = self.network.extract(arch).eval()
+        recalibrate(network, self.calibration)
+        return network
+
+
+@torch.no_grad()
+def recalibrate(network: torch.nn.Module, batches: Sequence[Tensor]) -> None:
+    """Estimate every batch norm's mean and variance over some batches of equal size.
+
+    The variance is that of all images together: the mean of the batches' variances plus the
+    variance of their means (as in fvcore's precise batch norm). The network is left in
+    evaluation mode.
+    """
+    network.eval()
+    norms = [module for module in network.modules() if isinstance(module, BatchNorm)]
+    if not norms or not batches:
+        return
+    usual = [norm.momentum for norm in norms]
+    means: list[list[Tensor]] = [[] for _ in norms]
+    variances: list[list[Tensor]] = [[] for _ in norms]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    for images in batches:
+        network(images)
+        for norm, mean, variance in zip(norms, means, variances, strict=True):
+            mean.append(norm.running_mean.clone())
+            variance.append(norm.running_var.clone())
+    for norm, momentum, mean, variance in zip(norms, usual, means, variances, strict=True):
+        centre = torch.stack(mean)
+        norm.running_mean.copy_(centre.mean(0))
+        norm.running_var.copy_(torch.stack(variance).mean(0) + centre.var(0, correction=0))
+        norm.momentum = momentum
+    network.eval()
+
+
+@torch.inference_mode()
+def score(network: torch.nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Score:
+    """Classify batches of images ``(B, C, H, W)`` and compare with labels ``(B,)``."""
+    right = images = 0
+    loss = 0.0
+    for inputs, labels in batches:
+        logits = network(inputs).float()
+        right += int((logits.argmax(1) == labels).sum())
+        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        images += len(labels)
+    return Score(right / images, loss / images, images)

@@ -1,0 +1,377 @@
+"""A search made ready: `Problem` is what is searched, `Plan` what the search will take."""
+
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixnas import data as datasets
+from mixnas.cost import count
+from mixnas.cost.feasible import Feasible
+from mixnas.cost.graph import Graph
+from mixnas.cost.latency import Stopwatch
+from mixnas.cost.table import CostTable, Limit, describe, parse_all
+from mixnas.errors import InvalidOption
+from mixnas.evaluate import SupernetEvaluator
+from mixnas.jobs.settings import Listener, Settings, seconds
+from mixnas.network import Network
+from mixnas.run import Run
+from mixnas.space import SearchSpace
+from mixnas.train.draws import Draws
+from mixnas.train.recipe import Recipe
+from mixnas.train.supernet import SupernetTrainer
+
+CALIBRATION = 4
+"""Batches of training images that re-estimate a candidate's batch-norm statistics."""
+
+LATENCY = "latency.json"
+EPOCHS = 30
+MOST_STEPS = {"cpu": 3000, "cuda": 50_000}
+LEAST_STEPS = 50
+OVERHEAD = 45.0
+"""Seconds for starting workers, timing finalists and writing the report."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is searched, under which limits, on what data, where.
+
+    Attributes:
+        settings: what was asked.
+        name: the run's name.
+        runs: the folder of all runs.
+        data: the splits.
+        space: narrowed to the choices that some feasible architecture uses.
+        full: the space before the limits narrowed it.
+        limits: in the order given; the first is the one that the dynamic programme holds.
+        tables: cost by name: FLOPs and parameters always, latency where it is limited.
+        feasible: the architectures within the limits.
+        device: where the supernet is trained.
+    """
+
+    settings: Settings
+    name: str
+    runs: Path
+    data: datasets.Data
+    space: SearchSpace
+    full: SearchSpace
+    limits: tuple[Limit, ...]
+    tables: Mapping[str, CostTable]
+    feasible: Feasible
+    device: torch.device
+
+    def open_run(self) -> Run:
+        """Make the run's folder, or take it up again.
+
+        Raises:
+            RunConflict: if it was made with other settings, or is in use.
+        """
+        settings = self.settings.to_dict() | {
+            "budget": [str(limit) for limit in self.limits],
+            "found": {"data": self.data.fingerprint, "labels": list(self.data.labels)},
+            "inlined": self.full.to_dict(),
+        }
+        run = Run.create(self.runs, self.name, settings)
+        if "latency" in self.tables and not run.file(LATENCY).exists():
+            self.tables["latency"].save(run.file(LATENCY))
+        return run
+
+    def network(self) -> Network:
+        """Build the untrained supernet, the same one each time."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed)
+            network = Network(self.space, len(self.data.labels))
+        return network.to(self.device, memory_format=torch.channels_last)
+
+    def trainer(self, recipe: Recipe) -> SupernetTrainer:
+        """Build a trainer at its first step."""
+        draws = Draws(
+            self.space,
+            self.feasible,
+            seed=self.settings.seed,
+            random=recipe.draws,
+            edge=recipe.edge,
+        )
+        return SupernetTrainer(self.network(), draws, recipe)
+
+    def recipe(self, steps: int) -> Recipe:
+        """Return the recipe for a number of steps."""
+        return Recipe(steps=steps, batch=min(self.settings.batch, self.data.sizes["train"]))
+
+    def evaluator(self, network: Network, *, fresh: bool = False) -> SupernetEvaluator:
+        """Judge by a trained supernet's weights, on the images that rank.
+
+        Args:
+            network: the trained supernet.
+            fresh: whether the statistics come from other images, and more of them.
+        """
+        batch = 64
+        calibration = self.data.calibration(
+            batches=CALIBRATION * (2 if fresh else 1),
+            batch=batch,
+            seed=self.settings.seed + (1 if fresh else 0),
+        )
+        return SupernetEvaluator(
+            network.cpu().eval(), calibration, list(self.data.batches("rank", batch=256))
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search will take, measured on a few steps before it begins, and kept in the run.
+
+    Attributes:
+        steps: optimiser steps of the supernet.
+        epochs: the same in passes over the training images.
+        params: parameters of the supernet.
+        lower: a bound on how many architectures fit, from below; equal to `upper` where exact.
+        upper: the same from above.
+        step_seconds: of one training step, measured.
+        evaluation_seconds: of one evaluation on one thread, measured.
+        memory: bytes of the process after those steps, measured.
+        workers: processes that evaluate.
+    """
+
+    steps: int
+    epochs: float
+    params: int
+    lower: int
+    upper: int
+    step_seconds: float
+    evaluation_seconds: float
+    memory: int
+    workers: int
+
+    @property
+    def training_seconds(self) -> float:
+        """How long the training should take."""
+        return self.steps * self.step_seconds
+
+    def search_seconds(self, trials: int) -> float:
+        """How long the search should take."""
+        return OVERHEAD + trials * self.evaluation_seconds / self.workers
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {"format": 1, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Plan":
+        """Read what `to_dict` wrote."""
+        return cls(**{field.name: data[field.name] for field in fields(cls)})
+
+    def rows(self, problem: Problem) -> dict[str, str]:
+        """Return the plan for people: label to text."""
+        sizes = problem.data.sizes
+        total = self.training_seconds + self.search_seconds(problem.settings.trials)
+        disk = 5 * 4 * self.params
+        return {
+            "run": str(problem.runs / problem.name),
+            "data": f"{problem.data.name}: {len(problem.data.labels)} classes, "
+            + ", ".join(f"{n:,} {split}" for split, n in sizes.items())
+            + f", at {problem.data.image} px",
+            "budget": " and ".join(str(limit) for limit in problem.limits)
+            + f" (costs at {problem.space.image} px, {problem.space.classes} classes)",
+            "space": f"{problem.full.name}: {problem.full.size():.3g} architectures, "
+            f"{_bounds(self.lower, self.upper)} fit",
+            "supernet": f"{describe('params', self.params)}, {self.steps:,} steps "
+            f"({self.epochs:.3g} epochs), {1000 * self.step_seconds:.0f} ms each",
+            "search": f"{problem.settings.trials} architectures by {problem.settings.sampler}, "
+            f"{self.workers} workers, {1000 * self.evaluation_seconds:.0f} ms each",
+            "time": f"about {duration(total)} ({duration(self.training_seconds)} training)",
+            "memory": f"about {self.memory / 2**30:.1f} GiB while training",
+            "disk": f"about {max(1, round(disk / 2**20)):,} MiB",
+        }
+
+
+def prepare(settings: Settings, runs: Path, name: str | None, listener: Listener) -> Problem:
+    """Check everything that can be wrong, and set up what the stages share.
+
+    Raises:
+        MixnasError: the first thing that is wrong; nothing has been written.
+    """
+    limits = parse_all(settings.budget)
+    device = torch_device(settings.device)
+    full = SearchSpace.load(settings.space)
+    if settings.mixers:
+        full = full.only_mixers(settings.mixers)
+    data = datasets.load(settings.data, seed=settings.seed, image=settings.resolution)
+    full = deployed(full, settings, data)
+    name = name or default_name(data.name, full.name, limits, settings.seed)
+    tables = cost_tables(full, limits, device, runs / name / LATENCY, listener)
+    feasible = Feasible(full, limits, tables)
+    space = full.keep(feasible.useful())
+    return Problem(
+        settings=settings,
+        name=name,
+        runs=runs,
+        data=data,
+        space=space,
+        full=full,
+        limits=limits,
+        tables=tables,
+        feasible=Feasible(space, limits, tables),
+        device=device,
+    )
+
+
+def default_name(data: str, space: str, limits: tuple[Limit, ...], seed: int) -> str:
+    """Return the run's name: data, space, budget, seed."""
+    return "-".join([data, space, *map(str, limits), f"seed{seed}"])
+
+
+def deployed(space: SearchSpace, settings: Settings, data: datasets.Data) -> SearchSpace:
+    """Return the space at the image and the classes of deployment.
+
+    The user's own data bring their number of classes; the embedded digits are a demonstration
+    and leave the space's.
+    """
+    own = space.classes if settings.data == "digits" else len(data.labels)
+    classes = own if settings.classes is None else settings.classes
+    image = space.image if settings.image is None else settings.image
+    return SearchSpace(space.name, image, classes, space.genes)
+
+
+def cost_tables(
+    space: SearchSpace,
+    limits: tuple[Limit, ...],
+    device: torch.device,
+    kept: Path,
+    listener: Listener,
+) -> dict[str, CostTable]:
+    """Return the tables of FLOPs and parameters, and a measured one of latency if it is limited.
+
+    Args:
+        space: at its deployed image and classes.
+        limits: what is limited.
+        device: the device to time on.
+        kept: where an earlier call of the same run kept its latency table.
+        listener: is told how the measuring gets on.
+    """
+    sizes = {"image": space.image, "classes": space.classes}
+    tables = {
+        "flops": CostTable(count.flops, **sizes),
+        "params": CostTable(count.params, **sizes),
+    }
+    if any(limit.cost == "latency" for limit in limits):
+        table = CostTable(Stopwatch(str(device)), **sizes)
+        if kept.exists():
+            table.load(kept)
+        else:
+            measure(table, space, listener)
+        tables["latency"] = table
+    return tables
+
+
+def measure(table: CostTable, space: SearchSpace, listener: Listener) -> None:
+    """Fill a table with every part of a space, telling how it gets on."""
+    wanted = {edge.segment for edge in Graph(space).edges if edge.segment}
+    listener.stage("latency", len(wanted))
+    for segment in sorted(wanted, key=str):
+        table.segment(segment)
+        listener.advance(1)
+    listener.end()
+
+
+def torch_device(name: str) -> torch.device:
+    """Return the device that was asked for, or the best there is.
+
+    Raises:
+        InvalidOption: if it is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InvalidOption("device 'cuda': torch finds no GPU here; use --device cpu")
+    return torch.device(name)
+
+
+def rehearse(problem: Problem, workers: int) -> Plan:
+    """Time a few training steps and an evaluation on a throw-away supernet, and plan by them.
+
+    Raises:
+        InvalidOption: if the time that was given is too short for anything.
+    """
+    trainer = problem.trainer(problem.recipe(LEAST_STEPS))
+    batch = trainer.recipe.batch
+    stream = problem.data.train(batch=batch, seed=problem.settings.seed)
+    spans = []
+    for images, labels in islice(stream, 4):
+        began = time.perf_counter()
+        trainer.train(images, labels)
+        spans.append(time.perf_counter() - began)
+    step_seconds = sum(spans[1:]) / len(spans[1:])
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    evaluation_seconds = _time_evaluation(problem, trainer)
+    per_epoch = problem.data.steps_per_epoch(batch)
+    lower, upper = problem.feasible.bounds()
+    plan = Plan(
+        steps=0,
+        epochs=0.0,
+        params=sum(p.numel() for p in trainer.network.parameters()),
+        lower=lower,
+        upper=upper,
+        step_seconds=step_seconds,
+        evaluation_seconds=evaluation_seconds,
+        memory=memory,
+        workers=workers,
+    )
+    steps = _steps(problem, plan, per_epoch)
+    return Plan.from_dict(plan.to_dict() | {"steps": steps, "epochs": steps / per_epoch})
+
+
+def _steps(problem: Problem, plan: Plan, per_epoch: int) -> int:
+    """Choose the number of steps: by the epochs, by the time, or by the recipe."""
+    settings = problem.settings
+    if settings.epochs is not None:
+        return settings.epochs * per_epoch
+    usual = min(EPOCHS * per_epoch, MOST_STEPS[problem.device.type])
+    if settings.time is None:
+        return max(usual, LEAST_STEPS)
+    left = 0.9 * seconds(settings.time) - plan.search_seconds(settings.trials)
+    steps = int(left / plan.step_seconds)
+    if steps < LEAST_STEPS:
+        least = (LEAST_STEPS * plan.step_seconds + plan.search_seconds(settings.trials)) / 0.9
+        raise InvalidOption(
+            f"time '{settings.time}': too short; {LEAST_STEPS} training steps and "
+            f"{settings.trials} trials take about {duration(least)} here: give more time or "
+            "fewer --trials"
+        )
+    return steps
+
+
+def _time_evaluation(problem: Problem, trainer: SupernetTrainer) -> float:
+    """Time one evaluation on one thread, as a worker will do it."""
+    from random import Random
+
+    threads = torch.get_num_threads()
+    evaluator = problem.evaluator(trainer.ema.module)
+    torch.set_num_threads(1)
+    try:
+        arch = problem.feasible.sample(Random(0))
+        began = time.perf_counter()
+        evaluator(arch)
+        return time.perf_counter() - began
+    finally:
+        torch.set_num_threads(threads)
+
+
+def duration(length: float) -> str:
+    """Return seconds for people: ``"42 s"``, ``"4 min 10 s"``, ``"2 h 5 min"``."""
+    whole = round(length)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _bounds(lower: int, upper: int) -> str:
+    if lower == upper:
+        return f"{lower:,}" if lower < 10**6 else f"{lower:.3g}"
+    return f"{lower:.3g} to {upper:.3g}"

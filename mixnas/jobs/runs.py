@@ -1,0 +1,109 @@
+"""`mixnas runs`: the runs in a folder, and how far a run has come."""
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mixnas.jobs.settings import Settings
+from mixnas.run import Run
+from mixnas.run import runs as runs_in
+
+STAGES = ("latency", "training", "search", "finalists")
+
+
+def runs(folder: str | Path = "runs") -> list[dict[str, Any]]:
+    """Describe each run of a folder, the latest first.
+
+    Returns:
+        For each: run (its name), folder, made (ISO time) and age (seconds since), budget, data,
+        space, state, and of a finished one the winner's accuracy, flops and id.
+    """
+    found = [_describe(run) for run in runs_in(folder)]
+    return sorted(found, key=lambda row: str(row["made"]), reverse=True)
+
+
+def _describe(run: Run) -> dict[str, Any]:
+    winner = _winner(run)
+    made = datetime.fromisoformat(run.made["made"])
+    return {
+        "run": run.name,
+        "folder": str(run.path),
+        "made": run.made["made"],
+        "age": max(0, round((datetime.now(UTC) - made).total_seconds())),
+        "budget": list(run.settings.get("budget", ())),
+        "data": run.settings.get("data"),
+        "space": run.settings.get("space"),
+        "state": state(run),
+        "accuracy": winner.get("accuracy"),
+        "flops": winner.get("flops"),
+        "id": winner.get("id"),
+    }
+
+
+def _winner(run: Run) -> dict[str, Any]:
+    """Return the winner's figures, none if there is no winner or its file is broken."""
+    try:
+        return dict(run.read("summary.json")["winner"]) if finished(run) else {}
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
+def finished(run: Run) -> bool:
+    """Tell whether a run has named its winner."""
+    return run.file("summary.json").is_file()
+
+
+def state(run: Run) -> str:
+    """Return ``finished``, or the stage that the run goes on with."""
+    if finished(run):
+        return "finished"
+    done = [stage for stage in STAGES if run.done(stage)]
+    if done:
+        after = STAGES.index(done[-1]) + 1
+        return STAGES[min(after, len(STAGES) - 1)]
+    if run.file("log.jsonl").is_file():
+        return "search"
+    return "training" if run.file("supernet.csv").is_file() else "planned"
+
+
+def progress(run: Run) -> str:
+    """Say how far the current stage of an unfinished run has come."""
+    stage = state(run)
+    if stage == "search":
+        told = sum('"tell"' in line for line in _lines(run.file("log.jsonl")))
+        return f"{told} of {run.settings.get('trials')} architectures evaluated"
+    if stage == "training" and (rows := list(_lines(run.file("supernet.csv")))[1:]):
+        return f"step {rows[-1].split(',')[0]} on record"
+    return ""
+
+
+def command(run: Run) -> str:
+    """Return the shell command that made a run, and that goes on with it."""
+    words = ["mixnas", "search"]
+    for option in fields(Settings):
+        default = None if option.default is MISSING else option.default
+        words += _words(option.name, run.settings.get(option.name), default)
+    words += ["--name", run.name]
+    if run.path.parent != Path("runs"):
+        words += ["--runs", str(run.path.parent)]
+    return shlex.join(words)
+
+
+def _words(name: str, value: Any, default: Any) -> Iterator[str]:
+    if name == "budget":
+        for limit in value or ():
+            yield from ("--budget", str(limit))
+    elif value and name == "mixers":
+        yield from ("--mixers", ",".join(value))
+    elif value is not None and value != (list(default) if isinstance(default, tuple) else default):
+        yield from (f"--{name}", str(value))
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Yield a file's whole lines: the last one may still be under way."""
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        yield from (line for line in lines if line.endswith("\n"))

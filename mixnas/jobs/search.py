@@ -1,0 +1,122 @@
+"""``mixnas search``: train a supernet, search it under a budget, name a winner.
+
+The stages, each of which resumes: **latency** (a table, if a limit asks for one), **training**,
+**search**, **finalists**. The run's folder says what has been done; the same call goes on.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mixnas.jobs.finalists import name_winner
+from mixnas.jobs.problem import Plan, Problem, prepare, rehearse
+from mixnas.jobs.settings import Listener, Settings, Silent, at_least, cores
+from mixnas.jobs.stages import search_supernet, train_supernet
+from mixnas.run import Run
+
+
+def search(
+    budget: str | Iterable[str],
+    *,
+    data: str | Path = "digits",
+    space: str | Path = "default",
+    trials: int = 240,
+    sampler: str = "nsga2",
+    seed: int = 0,
+    epochs: int | None = None,
+    time: str | None = None,
+    mixers: Iterable[str] = (),
+    image: int | None = None,
+    classes: int | None = None,
+    device: str = "auto",
+    batch: int = 64,
+    resolution: int | None = None,
+    workers: int | None = None,
+    name: str | None = None,
+    runs: str | Path = "runs",
+    dry_run: bool = False,
+    listener: Listener | None = None,
+) -> Run | Plan:
+    """Find the best architecture of a space for some data under a budget.
+
+    The same call after a kill at any moment goes on where it was.
+
+    Args:
+        budget: limits that hold together: ``"1.5GFLOPs"``, ``["1.2-1.5GFLOPs", "20ms"]``.
+        data: ``digits`` (embedded), a folder of class folders, a folder of IDX files, or a timm
+            data set name.
+        space: a shipped space's name or a TOML file.
+        trials: architectures to evaluate.
+        sampler: ``nsga2``, ``tpe``, ``gp``, ``random`` or ``evolution``.
+        seed: of splits, training and search.
+        epochs: passes over the training images; the recipe chooses by default.
+        time: an upper bound such as ``"2h"``, which then chooses the epochs.
+        mixers: narrow the space to these.
+        image: side of the deployed image in pixels; costs are counted at it.
+        classes: classes of the deployed network; costs are counted at them.
+        device: where to train: ``auto``, ``cpu`` or ``cuda``.
+        batch: images in a training step.
+        resolution: side of the training images in pixels.
+        workers: processes that evaluate; by default one for each core.
+        name: the run's folder; by default made of data, space, budget and seed.
+        runs: the folder of all runs.
+        dry_run: stop before anything long, and return the plan.
+        listener: is told how the job gets on.
+
+    Returns:
+        The finished run, whose ``best.json`` holds the winner; or the plan of a dry run.
+
+    Raises:
+        MixnasError: for whatever a user can mend; nothing half-written is left.
+    """
+    settings = Settings(
+        budget=(budget,) if isinstance(budget, str) else tuple(budget),
+        data=str(data),
+        space=str(space),
+        trials=trials,
+        sampler=sampler,
+        seed=seed,
+        epochs=epochs,
+        time=time,
+        mixers=tuple(mixers),
+        image=image,
+        classes=classes,
+        device=device,
+        batch=batch,
+        resolution=resolution,
+    )
+    settings.check()
+    workers = cores() if workers is None else workers
+    at_least("workers", workers, 1)
+    listener = listener or Silent()
+    problem = prepare(settings, Path(runs), name, listener)
+    if dry_run:
+        plan = rehearse(problem, workers)
+        listener.plan(plan.rows(problem))
+        return plan
+    with problem.open_run() as run:
+        return _go_on(problem, run, workers, listener)
+
+
+def _go_on(problem: Problem, run: Run, workers: int, listener: Listener) -> Run:
+    """Do what the run still lacks."""
+    plan = _plan(problem, run, workers)
+    listener.plan(plan.rows(problem))
+    train_supernet(problem, plan, run, listener)
+    trials = search_supernet(problem, plan, run, workers, listener)
+    name_winner(problem, plan, run, trials, listener)
+    return run
+
+
+def _plan(problem: Problem, run: Run, workers: int) -> Plan:
+    """Return the plan that the run was begun with, or make it and keep it."""
+    if run.file("plan.json").exists():
+        return Plan.from_dict(run.read("plan.json"))
+    plan = rehearse(problem, workers)
+    run.write("plan.json", plan.to_dict())
+    return plan
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """Return what the user asked of a run, without what was resolved from it."""
+    return {key: value for key, value in run.settings.items() if key not in ("inlined", "found")}

@@ -1,0 +1,149 @@
+"""What makes a run: `Settings`, checked before anything is written."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from mixnas.errors import InvalidBudget, InvalidOption, did_you_mean
+
+SAMPLERS = ("nsga2", "tpe", "gp", "random", "evolution")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+class Listener(Protocol):
+    """Who is told how a job gets on; the command line draws progress bars from it."""
+
+    def plan(self, plan: Mapping[str, Any]) -> None:
+        """Hear what the job will do, before any long work."""
+
+    def stage(self, name: str, total: int, done: int = 0) -> None:
+        """Hear that a stage begins, or goes on at `done`."""
+
+    def advance(self, by: int, **figures: float | str) -> None:
+        """Hear that the stage got on, and its current figures."""
+
+    def note(self, text: str) -> None:
+        """Hear one line worth saying."""
+
+    def end(self) -> None:
+        """Hear that the stage has ended."""
+
+
+class Silent:
+    """A listener that says nothing."""
+
+    def plan(self, plan: Mapping[str, Any]) -> None:
+        """Ignore the plan."""
+
+    def stage(self, name: str, total: int, done: int = 0) -> None:
+        """Ignore the stage."""
+
+    def advance(self, by: int, **figures: float | str) -> None:
+        """Ignore the progress."""
+
+    def note(self, text: str) -> None:
+        """Ignore the note."""
+
+    def end(self) -> None:
+        """Ignore the end."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides what a search finds; equal settings resume the same run.
+
+    Attributes:
+        budget: limits such as ``"1.5GFLOPs"``, holding together.
+        data: ``digits``, a folder, or a timm data set name.
+        space: a shipped space's name or a TOML file.
+        trials: architectures to evaluate.
+        sampler: one of `SAMPLERS`.
+        seed: of splits, training and search.
+        epochs: passes over the training images; by default the recipe chooses.
+        time: an upper bound for all of it (``"2h"``), which then chooses the epochs.
+        mixers: narrow the space to these.
+        image: side of the deployed image, the space's by default.
+        classes: classes of the deployed network; by default the data's own, or the space's for
+            the embedded digits.
+        device: where to train: ``auto``, ``cpu`` or ``cuda``.
+        batch: images in a training step.
+        resolution: side of the training images, the data's by default.
+    """
+
+    budget: tuple[str, ...]
+    data: str = "digits"
+    space: str = "default"
+    trials: int = 240
+    sampler: str = "nsga2"
+    seed: int = 0
+    epochs: int | None = None
+    time: str | None = None
+    mixers: tuple[str, ...] = ()
+    image: int | None = None
+    classes: int | None = None
+    device: str = "auto"
+    batch: int = 64
+    resolution: int | None = None
+
+    def check(self) -> None:
+        """Refuse values outside what is allowed.
+
+        Raises:
+            InvalidOption, InvalidBudget: in one line, with the cure.
+        """
+        if not self.budget:
+            raise InvalidBudget("no budget given; give one, such as --budget 1.5GFLOPs")
+        at_least("trials", self.trials, 1)
+        at_least("seed", self.seed, 0)
+        at_least("batch", self.batch, 2)
+        for name, least in (("epochs", 1), ("image", 16), ("classes", 2), ("resolution", 16)):
+            value = getattr(self, name)
+            if value is not None:
+                at_least(name, value, least)
+        among("sampler", self.sampler, SAMPLERS)
+        among("device", self.device, DEVICES)
+        if self.time is not None:
+            seconds(self.time)
+            if self.epochs is not None:
+                raise InvalidOption("time and epochs given together; --time chooses the epochs")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def at_least(name: str, value: object, least: int) -> None:
+    """Raise `InvalidOption` unless the value is a whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InvalidOption(f"{name} {value!r}: a whole number of at least {least} is needed")
+
+
+def among(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise `InvalidOption` unless the value is a known one."""
+    if value not in known:
+        raise InvalidOption(f"no {name} '{value}'; {did_you_mean(value, known)}")
+
+
+def seconds(text: str) -> float:
+    """Read a length of time: ``"90s"``, ``"10m"``, ``"1h30m"``.
+
+    Raises:
+        InvalidOption: if it cannot be read or is zero.
+    """
+    number = r"(\d+(?:\.\d+)?)"
+    match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?", text.strip().lower())
+    total = 0.0
+    if match:
+        total = sum(
+            float(n or 0) * unit for n, unit in zip(match.groups(), (3600, 60, 1), strict=True)
+        )
+    if total <= 0:
+        raise InvalidOption(f"time '{text}': not a length of time; write 90s, 10m or 1h30m")
+    return total
+
+
+def cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,96 @@
+"""`mixnas show RUN`: what a run found, or how far it has come."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mixnas.errors import RunConflict
+from mixnas.jobs.runs import command, finished, progress, state
+from mixnas.run import SETTINGS, Run
+
+PRODUCTS = (
+    "best.json",
+    "best.safetensors",
+    "front.json",
+    "trials.csv",
+    "figures/front.png",
+    "figures/training.png",
+    "figures/winner.png",
+    "report.html",
+)
+
+
+def show(run: str | Path | Run, runs: str | Path = "runs") -> dict[str, Any]:
+    """Return what a run found.
+
+    Args:
+        run: a run's name in `runs`, or the path of its folder.
+        runs: the folder of runs.
+
+    Returns:
+        Of every run: run, folder, state, settings, budget, command (which goes on with it), again
+        (which shows it), and files (the products that are there). Of an unfinished one: progress.
+        Of a finished one: the whole of its ``summary.json``, the winner's architecture, and load
+        (Python that loads it).
+
+    Raises:
+        RunConflict: if there is no such run, or its files cannot be read.
+    """
+    found = run if isinstance(run, Run) else _open(run, Path(runs))
+    common = {
+        "run": found.name,
+        "folder": str(found.path),
+        "state": state(found),
+        "settings": {k: v for k, v in found.settings.items() if not isinstance(v, Mapping)},
+        "budget": list(found.settings.get("budget", ())),
+        "command": command(found),
+        "again": _again(found),
+        "files": {name: str(path) for name in PRODUCTS if (path := found.file(name)).is_file()},
+    }
+    if not finished(found):
+        return {**common, "progress": progress(found)}
+    try:
+        return {**found.read("summary.json"), **common, **_winner(found)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunConflict(
+            f"run {found.path}: its files cannot be read ({type(error).__name__}: {error}); "
+            f"remove its summary.json and go on with: {command(found)}"
+        ) from None
+
+
+def _open(name: str | Path, folder: Path) -> Run:
+    """Open a run by its name in the folder, or else by its path."""
+    if not (folder / name / SETTINGS).is_file() and (Path(name) / SETTINGS).is_file():
+        return Run.open(Path(name) if Path(name).name else Path(name).resolve())
+    return Run.open(folder / name)
+
+
+def _again(run: Run) -> str:
+    """Return the shell command that shows a run."""
+    where = [] if run.path.parent == Path("runs") else ["--runs", str(run.path.parent)]
+    return shlex.join(["mixnas", "show", run.name, *where])
+
+
+def _winner(run: Run) -> dict[str, Any]:
+    winner = run.read("summary.json")["winner"]
+    return {
+        "architecture": run.read("best.json"),
+        "load": _snippet(run.path, winner["labels"]),
+    }
+
+
+def _snippet(folder: Path, classes: int) -> str:
+    """Return Python lines that build the winner and load its weights."""
+    return "\n".join(
+        (
+            "from pathlib import Path",
+            "import mixnas",
+            "from safetensors.torch import load_file",
+            f"folder = Path({str(folder)!r})",
+            'arch = mixnas.Architecture.from_json((folder / "best.json").read_text())',
+            f"model = mixnas.build(arch, num_classes={classes})",
+            'model.load_state_dict(load_file(folder / "best.safetensors"))',
+            "model.eval()",
+        )
+    )

@@ -1,0 +1,207 @@
+"""The long stages of a search, each resumable: training the supernet, searching it."""
+
+import io
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import pandas
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from mixnas import cluster
+from mixnas.evaluate import SupernetEvaluator
+from mixnas.jobs.problem import Plan, Problem
+from mixnas.jobs.settings import Listener
+from mixnas.network import Network
+from mixnas.run import Run
+from mixnas.search import Search, Trial
+from mixnas.space import SearchSpace
+from mixnas.train.supernet import StepResult, SupernetTrainer, weights
+
+STATE = "supernet.state.pt"
+WEIGHTS = "supernet.safetensors"
+CURVE = "supernet.csv"
+EVERY = 30.0
+"""Seconds of training between checkpoints: what a kill can lose."""
+
+LOADERS = 4
+
+
+def train_supernet(problem: Problem, plan: Plan, run: Run, listener: Listener) -> None:
+    """Train the supernet, or go on at its last checkpoint, and keep its averaged weights.
+
+    Raises:
+        TrainingDiverged: if its loss became and stayed non-finite or exploded.
+        StorageFull: if a checkpoint cannot be written.
+    """
+    if run.done("training"):
+        return
+    began = time.perf_counter()
+    trainer = problem.trainer(problem.recipe(plan.steps))
+    keeper = _Keeper(trainer, run)
+    listener.stage("training", plan.steps, trainer.step)
+    if trainer.step:
+        listener.note(f"training goes on at step {trainer.step} of {plan.steps}")
+    stream = problem.data.train(
+        batch=trainer.recipe.batch,
+        seed=problem.settings.seed,
+        start=trainer.step,
+        workers=LOADERS,
+    )
+    per_epoch = plan.steps / plan.epochs
+    try:
+        for result in trainer.run(stream):
+            keeper.add(result, per_epoch)
+            if result.skipped:
+                listener.note(f"skipped {result.skipped}")
+            listener.advance(
+                1, loss=result.losses.get("random", float("nan")), accuracy=result.accuracy
+            )
+    except KeyboardInterrupt:
+        keeper.keep()
+        raise
+    keeper.keep()
+    run.write(WEIGHTS, save_tensors(weights(trainer)))
+    run.mark("training", seconds=keeper.seconds(began), drawn=dict(sorted(trainer.tally.items())))
+    run.file(STATE).unlink(missing_ok=True)
+    listener.end()
+
+
+class _Keeper:
+    """Keeps a training's state and its curve in the run, now and then."""
+
+    def __init__(self, trainer: SupernetTrainer, run: Run) -> None:
+        self.trainer = trainer
+        self.run = run
+        self.before = 0.0
+        self.rows: list[dict[str, float]] = []
+        if run.file(STATE).exists():
+            state = torch.load(run.file(STATE), map_location=trainer.device, weights_only=True)
+            trainer.restore(state["trainer"])
+            self.before = state["seconds"]
+            self.rows = state["rows"]
+        self.began = self.kept = time.perf_counter()
+
+    def seconds(self, began: float) -> float:
+        """Return how long the training took, over all its sittings."""
+        return self.before + time.perf_counter() - began
+
+    def add(self, result: StepResult, per_epoch: float) -> None:
+        """Take one step's result; write a checkpoint if the last one is old."""
+        row = result.row() | {
+            "epoch": result.step / per_epoch,
+            "seconds": round(self.seconds(self.began), 3),
+        }
+        self.rows.append(row)
+        if time.perf_counter() - self.kept > EVERY:
+            self.keep()
+
+    def keep(self) -> None:
+        """Write the state, whole or not at all, and the curve."""
+        buffer = io.BytesIO()
+        state = {
+            "trainer": self.trainer.state(),
+            "seconds": self.seconds(self.began),
+            "rows": self.rows,
+        }
+        torch.save(state, buffer)
+        self.run.write(STATE, buffer.getvalue())
+        columns = ["step", "epoch", "lr", "loss_dearest", "loss_cheapest", "loss_random"]
+        table = pandas.DataFrame(self.rows, columns=[*columns, "accuracy", "seconds"])
+        self.run.write(CURVE, table)
+        self.kept = time.perf_counter()
+
+
+def search_supernet(
+    problem: Problem, plan: Plan, run: Run, workers: int, listener: Listener
+) -> list[Trial]:
+    """Search by the supernet's weights through Ray Tune, or go on with the log; return the trials.
+
+    Raises:
+        EvaluationFailed: if too many evaluations failed.
+    """
+    search = Search(
+        problem.space,
+        problem.feasible,
+        costs=costs(problem),
+        limits=problem.limits,
+        sampler=problem.settings.sampler,
+        seed=problem.settings.seed,
+        trials=problem.settings.trials,
+        log=run.file("log.jsonl"),
+    )
+    try:
+        if not run.done("search"):
+            began = time.perf_counter()
+            listener.stage("search", problem.settings.trials, search.complete)
+            evaluator = problem.evaluator(supernet(problem, run))
+            cluster.evaluate(
+                search,
+                partial(rebuild, *shared(evaluator)),
+                workers=workers,
+                progress=_reporter(search, listener),
+            )
+            if search.exhausted:
+                listener.note(f"all {search.complete} feasible architectures have been evaluated")
+            listener.end()
+            run.mark("search", seconds=time.perf_counter() - began, exhausted=search.exhausted)
+        return search.trials
+    finally:
+        search.close()
+
+
+def costs(problem: Problem) -> Mapping[str, Callable[..., int]]:
+    """Return the cost functions by name, the first limit's first: the front weighs it."""
+    names = dict.fromkeys([problem.limits[0].cost, *problem.tables])
+    return {name: problem.tables[name] for name in names}
+
+
+def _reporter(search: Search, listener: Listener) -> Callable[[Trial], None]:
+    def report(trial: Trial) -> None:
+        if trial.score is None:
+            listener.note(f"trial {trial.number} failed: {trial.reason}")
+            return
+        best = search.best()
+        listener.advance(1, best_loss=best.loss if best else trial.loss, loss=trial.loss)
+
+    return report
+
+
+def supernet(problem: Problem, run: Run) -> Network:
+    """Return the trained supernet, on the CPU."""
+    network = Network(problem.space, len(problem.data.labels))
+    network.load_state_dict(load_tensors(run.file(WEIGHTS).read_bytes()))
+    return network.to(memory_format=torch.channels_last).eval()
+
+
+Shared = tuple[dict[str, Any], int, dict[str, Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]
+
+
+def shared(evaluator: SupernetEvaluator) -> Shared:
+    """Take an evaluator apart into plain data and tensors, which every worker gets once."""
+    network = evaluator.network
+    return (
+        network.space.to_dict(),
+        network.num_classes,
+        dict(network.state_dict()),
+        list(evaluator.calibration),
+        list(evaluator.batches),
+    )
+
+
+def rebuild(
+    space: dict[str, Any],
+    classes: int,
+    state: dict[str, Tensor],
+    calibration: list[Tensor],
+    batches: list[tuple[Tensor, Tensor]],
+) -> SupernetEvaluator:
+    """Put an evaluator together in a worker."""
+    with torch.device("meta"):
+        network = Network(SearchSpace.from_dict(space), classes)
+    network.load_state_dict(state, assign=True)
+    return SupernetEvaluator(network.eval(), calibration, batches)

@@ -1,0 +1,394 @@
+"""`Network`: a supernet over a space, a stand-alone model over one architecture. One class.
+
+The pyramid has stages at doubling strides; a stem enters at its own. The architecture is an
+argument of `forward`: nothing is set, so nothing can stay set. `Network(space.only(arch))` is the
+stand-alone model and `extract` fills it with the weights that the supernet would use.
+
+For costs the network is a sequence of **segments** (`walk`) made of **parts** (`parts`), each a
+module of its own that can be built, counted and timed alone; the same modules make the network.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixnas import mixers, stems
+from mixnas.arch import STEM_STRIDES, Architecture, Block
+from mixnas.elastic import (
+    BatchNorm,
+    Conv,
+    Depthwise,
+    GroupNorm,
+    LayerNorm,
+    Linear,
+    Scale,
+    extract_weights,
+    grid,
+    tokens,
+)
+from mixnas.errors import NotInSpace
+from mixnas.space import SearchSpace
+
+Segment = tuple[Any, ...]
+
+NORMS: Mapping[str, Callable[[int], nn.Module]] = {
+    "layer": LayerNorm,
+    "group": GroupNorm,
+    "none": lambda _: nn.Identity(),
+}
+
+
+class Local(nn.Module):
+    """``x + BN(dw3x3(x))``: position for the mixers that have none (SHViT, section 3.3)."""
+
+    forward: Callable[..., Tensor]
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = Depthwise(dim)
+        self.norm = BatchNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[no-redef]
+        """Keep the shape ``(B, C, H, W)``."""
+        return x + self.norm(self.conv(x))
+
+
+class Mix(nn.Module):
+    """``x + s * mixer(norm(x))``, with the norm, the gain and the mixer of one system.
+
+    Args:
+        name: the mixer's registered name.
+        dim: channels at most.
+        knobs: each knob's choices.
+    """
+
+    def __init__(self, name: str, dim: int, knobs: Mapping[str, tuple[Any, ...]]) -> None:
+        super().__init__()
+        kind = mixers.get(name)
+        self.skipped = kind.skipped
+        if not self.skipped:
+            self.norm = NORMS[kind.norm](dim)
+            self.mixer = kind(dim, **knobs)
+            self.scale = Scale(dim, kind.gain)
+
+    def forward(self, x: Tensor, **knobs: Any) -> Tensor:
+        """Keep the shape ``(B, C, H, W)``."""
+        return x if self.skipped else x + self.scale(self.mixer(self.norm(x), **knobs))
+
+
+class Mlp(nn.Module):
+    """``x + s * W2 GELU(W1 norm(x))`` at each position (ViT, equation 3).
+
+    Args:
+        dim: channels at most.
+        ratio: hidden channels at most, in multiples of the channels.
+    """
+
+    def __init__(self, dim: int, ratio: float) -> None:
+        super().__init__()
+        self.ratio = ratio
+        self.norm = LayerNorm(dim)
+        self.expand = Linear(dim, int(dim * ratio))
+        self.reduce = Linear(int(dim * ratio), dim)
+        self.scale = Scale(dim, 1.0)
+
+    def forward(self, x: Tensor, ratio: float | None = None) -> Tensor:
+        """Keep the shape ``(B, C, H, W)``."""
+        channels, height, width = x.shape[1:]
+        hidden = int(channels * (self.ratio if ratio is None else ratio))
+        y = self.reduce(F.gelu(self.expand(tokens(self.norm(x)), hidden)), channels)
+        return x + self.scale(grid(y, height, width))
+
+
+class Merge(nn.Module):
+    """A 3x3 convolution of stride 2 and batch norm, between two stages.
+
+    Args:
+        dim: input channels at most.
+        out: output channels at most.
+    """
+
+    def __init__(self, dim: int, out: int) -> None:
+        super().__init__()
+        self.conv = Conv(dim, out, 3, stride=2)
+        self.norm = BatchNorm(out)
+
+    def forward(self, x: Tensor, width: int | None = None) -> Tensor:
+        """Map ``(B, C, H, W)`` to ``(B, width, ceil(H / 2), ceil(W / 2))``."""
+        return self.norm(self.conv(x, width))
+
+
+class Classifier(Linear):
+    """The last linear layer, in the form that timm's users expect of a classifier."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__(features, classes)
+        self.in_features = features
+        self.out_features = classes
+
+
+class MixBlock(nn.Module):
+    """One block: `Local`, then one of several mixers, then `Mlp`.
+
+    Args:
+        dim: channels at most.
+        offered: each mixer's knobs with their choices.
+        ratio: the MLP's ratio at most.
+    """
+
+    def __init__(
+        self, dim: int, offered: Mapping[str, Mapping[str, tuple[Any, ...]]], ratio: float
+    ) -> None:
+        super().__init__()
+        self.local = Local(dim)
+        self.mix = nn.ModuleDict({name: Mix(name, dim, knobs) for name, knobs in offered.items()})
+        self.mlp = Mlp(dim, ratio)
+
+    def forward(self, x: Tensor, block: Block) -> Tensor:
+        """Keep the shape ``(B, C, H, W)``."""
+        x = self.mix[block.mixer](self.local(x), **block.options)
+        return self.mlp(x, block.ratio)
+
+
+class Network(nn.Module):
+    """The network of a space: a supernet, or a stand-alone model if the space holds one.
+
+    It follows timm's conventions: `forward_features`, `forward_head`, `num_classes`,
+    `reset_classifier`, `get_classifier`, `num_features`.
+
+    Args:
+        space: the search space.
+        num_classes: classes of the head, the space's by default; 0 for features only.
+        in_chans: channels of the images.
+    """
+
+    forward: Callable[..., Tensor]
+
+    def __init__(
+        self, space: SearchSpace, num_classes: int | None = None, in_chans: int = 3
+    ) -> None:
+        super().__init__()
+        self.space = space
+        self.in_chans = in_chans
+        self.num_classes = space.classes if num_classes is None else num_classes
+        width = {stride: max(space.genes[f"s{stride}.width"]) for stride in space.strides}
+        self.stems = nn.ModuleDict(
+            {
+                kind: stems.create(kind, width[STEM_STRIDES[kind]], in_chans)
+                for kind in space.genes["stem"]
+            }
+        )
+        self.merges = nn.ModuleDict(
+            {str(coarse): Merge(width[fine], width[coarse]) for fine, coarse in pairwise(width)}
+        )
+        self.stages = nn.ModuleDict({str(stride): self._stage(stride) for stride in width})
+        last = [stride for stride in width if 2 * stride not in width or _optional(space, stride)]
+        self.norms = nn.ModuleDict({str(stride): LayerNorm(width[stride]) for stride in last})
+        self.num_features = max(width[stride] for stride in last)
+        self.head = self._classifier()
+
+    def _stage(self, stride: int) -> nn.ModuleList:
+        genes = self.space.genes
+        width = max(genes[f"s{stride}.width"])
+        return nn.ModuleList(
+            MixBlock(
+                width,
+                {m: self.space.knobs(at, m) for m in genes[f"{at}.mixer"]},
+                max(genes[f"{at}.ratio"]),
+            )
+            for at in (f"s{stride}.b{i}" for i in range(self.space.blocks(stride)))
+        )
+
+    def _classifier(self) -> nn.Module:
+        if self.num_classes == 0:
+            return nn.Identity()
+        return Classifier(self.num_features, self.num_classes)
+
+    def get_classifier(self) -> nn.Module:
+        """Return the last linear layer."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a new, untrained classifier in place (0: features only)."""
+        self.num_classes = num_classes
+        reference = next(self.parameters())
+        self.head = self._classifier().to(reference.device, reference.dtype)
+
+    def _arch(self, arch: Architecture | None) -> Architecture:
+        arch = arch or self.space.sole
+        if arch is None:
+            raise NotInSpace(
+                f"the network of space '{self.space.name}' holds many architectures: "
+                "give one, network(images, arch)"
+            )
+        return arch
+
+    def forward_features(self, images: Tensor, arch: Architecture | None = None) -> Tensor:
+        """Map ``(B, in_chans, H, W)`` to the last stage's ``(B, C, h, w)``, normalised."""
+        arch = self._arch(arch)
+        stride = arch.stem.stride
+        x = images.contiguous(memory_format=torch.channels_last)
+        x = self.stems[arch.stem.kind](x, arch.stages[0].width)
+        for index, stage in enumerate(arch.stages):
+            if index:
+                stride *= 2
+                x = self.merges[str(stride)](x, stage.width)
+            blocks = cast(nn.ModuleList, self.stages[str(stride)])
+            for module, block in zip(blocks, stage.blocks, strict=False):
+                x = module(x, block)
+        return self.norms[str(stride)](x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Average ``(B, C, h, w)`` over space and classify it into ``(B, num_classes)``."""
+        x = x.mean(dim=(2, 3))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, images: Tensor, arch: Architecture | None = None) -> Tensor:  # type: ignore[no-redef]
+        """Classify ``(B, in_chans, H, W)`` by one architecture into ``(B, num_classes)``.
+
+        Args:
+            images: a batch of images.
+            arch: one architecture of the space; may be left out where there is only one.
+
+        Raises:
+            NotInSpace: if no architecture is given and there are several.
+        """
+        return self.forward_head(self.forward_features(images, arch))
+
+    def extract(self, arch: Architecture) -> "Network":
+        """Return the stand-alone network of an architecture, with copies of its weights.
+
+        Raises:
+            NotInSpace: if the architecture is not of this space.
+        """
+        reference = next(self.parameters())
+        with torch.device("meta"):
+            small = Network(self.space.only(arch), self.num_classes, self.in_chans)
+        small = small.to(reference.dtype).to_empty(device=reference.device)
+        for buffer in small.buffers():
+            buffer.zero_()
+        image = torch.zeros(
+            1, self.in_chans, 32, 32, device=reference.device, dtype=reference.dtype
+        )
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            extract_weights(self, small, lambda: self(image, arch))
+        finally:
+            for module, training in modes:
+                module.training = training
+        return small.train(self.training)
+
+
+def _optional(space: SearchSpace, stride: int) -> bool:
+    """Say whether the stage after this one may be absent."""
+    return 0 in space.genes[f"s{2 * stride}.depth"]
+
+
+def build(arch: Architecture, num_classes: int = 1000, in_chans: int = 3) -> Network:
+    """Build the stand-alone network of an architecture, untrained."""
+    genes: dict[str, tuple[Any, ...]] = {"stem": (arch.stem.kind,)}
+    for index, stage in enumerate(arch.stages):
+        at = f"s{arch.stem.stride << index}"
+        genes |= {f"{at}.depth": (len(stage.blocks),), f"{at}.width": (stage.width,)}
+        for i, block in enumerate(stage.blocks):
+            genes[f"{at}.b{i}.mixer"] = (block.mixer,)
+            genes |= {f"{at}.b{i}.{block.mixer}.{k}": (v,) for k, v in block.knobs}
+            genes[f"{at}.b{i}.ratio"] = (block.ratio,)
+    return Network(SearchSpace(arch.id, 224, num_classes, genes), num_classes, in_chans)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module of a network that can be built, counted and timed alone.
+
+    Attributes:
+        kind: stem, local, mixer, mlp, merge or head.
+        spec: what `build` needs, hashable.
+        shape: its input without the batch, ``(C, H, W)``.
+    """
+
+    kind: str
+    spec: tuple[Any, ...]
+    shape: tuple[int, int, int]
+
+    def build(self) -> nn.Module:
+        """Return the module, freshly initialised; call it on ``(B, C, H, W)``."""
+        return _BUILDERS[self.kind](*self.spec)
+
+
+class _Stem(nn.Module):
+    """A stem at its one width."""
+
+    def __init__(self, kind: str, width: int, in_chans: int) -> None:
+        super().__init__()
+        self.width = width
+        self.stem = stems.create(kind, width, in_chans)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.stem(images, self.width)
+
+
+class _Head(nn.Module):
+    """The last norm, the mean and the classifier."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.norm = LayerNorm(width)
+        self.head = Classifier(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(x).mean(dim=(2, 3)))
+
+
+_BUILDERS: Mapping[str, Callable[..., nn.Module]] = {
+    "stem": _Stem,
+    "local": Local,
+    "mixer": lambda name, dim, knobs: Mix(name, dim, {knob: (value,) for knob, value in knobs}),
+    "mlp": Mlp,
+    "merge": Merge,
+    "head": _Head,
+}
+
+
+def walk(arch: Architecture) -> tuple[Segment, ...]:
+    """Return the segments of an architecture, in order; `parts` takes each apart."""
+    return tuple(_walk(arch))
+
+
+def _walk(arch: Architecture) -> Iterator[Segment]:
+    stride = arch.stem.stride
+    yield ("stem", arch.stem.kind, arch.stages[0].width)
+    for index, stage in enumerate(arch.stages):
+        if index:
+            stride *= 2
+            yield ("merge", stride, arch.stages[index - 1].width, stage.width)
+        for block in stage.blocks:
+            yield ("block", stride, stage.width, block)
+    yield ("head", stride, arch.stages[-1].width)
+
+
+def parts(segment: Segment, *, image: int, classes: int, in_chans: int = 3) -> tuple[Part, ...]:
+    """Return the parts of a segment at a given image, classes and image channels."""
+    kind, *rest = segment
+    if kind == "stem":
+        return (Part("stem", (*rest, in_chans), (in_chans, image, image)),)
+    stride, width = rest[:2]
+    if kind == "merge":
+        side = -(-image // (stride // 2))
+        return (Part("merge", (width, rest[2]), (width, side, side)),)
+    side = -(-image // stride)
+    shape = (width, side, side)
+    if kind == "head":
+        return (Part("head", (width, classes), shape),)
+    block: Block = rest[2]
+    return (
+        Part("local", (width,), shape),
+        Part("mixer", (block.mixer, width, block.knobs), shape),
+        Part("mlp", (width, block.ratio), shape),
+    )

@@ -1,0 +1,350 @@
+"""A finished run as figures and one page: ``figures/*.png`` and a self-contained ``report.html``.
+
+Everything is read off the run's files, so a report can be made again at any time. Nothing but
+the page's own text reaches HTML unescaped, and matplotlib is used without its global state.
+"""
+
+import base64
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixnas.arch import Architecture, Block
+from mixnas.cost.limit import Limit
+from mixnas.cost.limit import describe as amount
+from mixnas.run import Run
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PAGE = "report.html"
+FRONT, TRAINING, WINNER = "figures/front.png", "figures/training.png", "figures/winner.png"
+
+NANOSECONDS = 1_000_000
+"""In a millisecond, the unit of latency in a run's files."""
+
+COLUMNS = {"flops": "flops", "params": "params", "latency": "latency_ms"}
+"""Each cost's column in a run's tables."""
+
+AXES = {
+    "flops": ("GFLOPs (multiply-adds, as deployed)", 1e9, 1e9),
+    "params": ("million parameters", 1e6, 1e6),
+    "latency": ("milliseconds (sum of parts)", 1.0, NANOSECONDS),
+}
+"""Each cost's label, and what its column and its limit are divided by."""
+
+HOW_TO_READ = (
+    "A supernet's accuracy ranks architectures; it is not the accuracy of a trained network, "
+    "which is usually higher: train the winner from scratch before you quote one.",
+    "Finalists are chosen on one half of the held-out images (rank) and reported on the other "
+    "(report), so that luck is not sold as skill. The test images are not read by a search.",
+    "Beside an accuracy stands the standard error that its number of images implies: "
+    "differences below about twice that may be chance.",
+    "One fused multiply-add is one FLOP; costs are counted at the deployed image and classes, "
+    "whatever the size of the training images. Latency in tables is a sum of parts timed alone; "
+    "finalists' latency is timed whole.",
+    "The front holds the trials that no other beats in both loss and cost.",
+)
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; margin: 1rem 0 } th { text-align: left }
+td, th { padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #ddd; vertical-align: top }
+td.figure, th.figure { text-align: right; font-variant-numeric: tabular-nums }
+img { max-width: 100% } pre { background: #f4f4f4; padding: 1rem; overflow-x: auto }
+"""
+
+
+def trials_table(run: Run) -> "pandas.DataFrame":
+    """Return the complete trials, least loss first, with the columns `front` and `winner` added.
+
+    Raises:
+        RunConflict: if the run has no trials yet.
+    """
+    table = run.read("trials.csv")
+    complete = table[table["state"] == "complete"].sort_values(["loss", "number"])
+    front = {point["number"] for point in run.read("front.json")}
+    winner = run.read("summary.json")["winner"]["number"]
+    return complete.assign(
+        front=complete["number"].isin(front), winner=complete["number"] == winner
+    ).reset_index(drop=True)
+
+
+def figures(run: Run) -> list[Path]:
+    """Draw the front, the training (if its curve is there) and the winner.
+
+    Raises:
+        RunConflict: if the run is not finished.
+        StorageFull: if the disk is full.
+    """
+    drawn = {FRONT: _front(run), WINNER: _winner(run)}
+    if run.file("supernet.csv").is_file():
+        drawn[TRAINING] = _training(run)
+    return [run.write(name, _png(figure)) for name, figure in drawn.items()]
+
+
+def html(run: Run) -> Path:
+    """Write ``report.html``: one file that needs no other, figures included.
+
+    Raises:
+        RunConflict: if the run is not finished.
+        StorageFull: if the disk is full.
+    """
+    body = "\n".join(_sections(run))
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>mixnas: {escape(run.name)}</title><style>{STYLE}</style></head>\n"
+        f"<body>\n{body}\n</body></html>\n"
+    )
+    return run.write(PAGE, page)
+
+
+def blocks(stage: Sequence[Block]) -> str:
+    """Return a stage's mixers in order: ``hilo(alpha 0.5, window 2) x2, aff``."""
+    named = ((name, len(list(same))) for name, same in groupby(map(_block, stage)))
+    return ", ".join(f"{name} x{times}" if times > 1 else name for name, times in named)
+
+
+def latency(value: float | Mapping[str, float] | None) -> str:
+    """Return milliseconds for people, with the quartiles where they are known."""
+    if value is None or value != value:  # an empty cell of a table is not a number
+        return "-"
+    if isinstance(value, Mapping):
+        low, high = (_milliseconds(value[end]) for end in ("low", "high"))
+        return f"{_milliseconds(value['median'])} (quartiles {low} to {high})"
+    return _milliseconds(value)
+
+
+def used(budget: str, winner: Mapping[str, Any]) -> str:
+    """Say which share of a budget's upper end a winner uses."""
+    limit = Limit.parse(budget)
+    value = winner.get(COLUMNS[limit.cost])
+    if value is None:
+        return "not measured"
+    if limit.cost == "latency":
+        value = (value["median"] if isinstance(value, Mapping) else value) * NANOSECONDS
+    return f"{value / limit.high:.1%} used"
+
+
+def winner_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what there is to say about a winner: label and text."""
+    winner = summary["winner"]
+    side, trained = summary["image"], winner["resolution"]
+    yield "architecture", f"{winner['id']}, trial {winner['number']}"
+    accuracy = f"{winner['accuracy']:.1%} +- {winner['standard_error']:.1%}"
+    images = f"{winner['images']} images that chose nothing, at {trained}x{trained} pixels"
+    flops, as_trained = (amount("flops", winner[k]) for k in ("flops", "flops_as_trained"))
+    yield "accuracy", f"{accuracy} by the supernet's weights, on {images}"
+    yield "FLOPs", f"{flops} at {side}x{side} pixels and {summary['classes']} classes"
+    yield "as trained", f"{as_trained} at {trained}x{trained} pixels, {winner['labels']} classes"
+    yield "parameters", amount("params", winner["params"])
+    if winner.get("latency_ms") is not None:
+        yield "latency", latency(winner["latency_ms"])
+    for budget in summary["budget"]:
+        yield f"of {budget}", used(budget, winner)
+
+
+def stage_rows(arch: Architecture) -> Iterator[tuple[str, str, str, str, str]]:
+    """Yield stage, stride, width x depth, mixers and MLP ratios, the stem first."""
+    yield "stem", str(arch.stem.stride), str(arch.stages[0].width), arch.stem.kind, ""
+    for index, stage in enumerate(arch.stages):
+        ratios = ", ".join(f"{block.ratio:g}" for block in stage.blocks)
+        shape = f"{stage.width} x {len(stage.blocks)}"
+        stride = str(arch.stem.stride << index)
+        yield str(index + 1), stride, shape, blocks(stage.blocks), ratios
+
+
+def point_cells(point: Mapping[str, Any], winner: int | None, *, timed: bool) -> list[str]:
+    """Return a trial's cells: number (starred if it won), accuracy, loss and costs."""
+    star = " *" if point["number"] == winner else ""
+    cells = [
+        f"{point['number']}{star}",
+        f"{point['accuracy']:.1%}",
+        f"{point['loss']:.4f}",
+        amount("flops", int(point["flops"])),
+        amount("params", int(point["params"])),
+    ]
+    return [*cells, latency(point.get("latency_ms"))] if timed else cells
+
+
+def _milliseconds(value: float) -> str:
+    return amount("latency", round(value * NANOSECONDS))
+
+
+def _block(block: Block) -> str:
+    knobs = ", ".join(f"{name} {value}" for name, value in block.knobs)
+    return f"{block.mixer}({knobs})" if knobs else block.mixer
+
+
+def _canvas(columns: int, height: float) -> "tuple[Figure, list[Axes]]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5 * columns, height), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)
+    return figure, list(axes[0])
+
+
+def _png(figure: "Figure") -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": "mixnas"})
+    return buffer.getvalue()
+
+
+def _front(run: Run) -> "Figure":
+    """Draw loss and accuracy over the first limit's cost."""
+    trials, summary = trials_table(run), run.read("summary.json")
+    limits = [Limit.parse(text) for text in summary["budget"]]
+    cost = limits[0].cost if limits else "flops"
+    label, per_cell, per_limit = AXES[cost]
+    figure, panels = _canvas(2, 4.2)
+    for axes, measure in zip(panels, ("loss", "accuracy"), strict=True):
+        for stem, group in trials.groupby("stem"):
+            x = group[COLUMNS[cost]] / per_cell
+            axes.scatter(x, group[measure], s=14, alpha=0.6, label=_plain(stem))
+        best = trials[trials["front"]].sort_values(COLUMNS[cost])
+        axes.plot(
+            best[COLUMNS[cost]] / per_cell,
+            best[measure],
+            "k-",
+            drawstyle="steps-post",
+            label="front",
+        )
+        won = trials[trials["winner"]]
+        axes.plot(won[COLUMNS[cost]] / per_cell, won[measure], "r*", ms=15, label="winner")
+        for limit in limits[:1]:
+            for end in filter(None, (limit.low, limit.high)):
+                axes.axvline(end / per_limit, color="grey", ls="--", lw=1)
+        axes.set_xlabel(label)
+        axes.set_ylabel(f"{measure} by the supernet's weights")
+    panels[0].legend(fontsize="small")
+    return figure
+
+
+def _training(run: Run) -> "Figure":
+    """Draw the supernet's losses and its accuracy over the steps."""
+    curve = run.read("supernet.csv")
+    smooth = max(1, len(curve) // 50)
+    figure, (left, right) = _canvas(2, 3.6)
+    for column in ("loss_cheapest", "loss_random", "loss_dearest"):
+        if column in curve:
+            mean = curve[column].rolling(smooth, min_periods=1).mean()
+            left.plot(curve["step"], mean, lw=1, label=column.removeprefix("loss_"))
+    right.plot(curve["step"], curve["accuracy"].rolling(smooth, min_periods=1).mean(), lw=1)
+    left.set_ylabel(f"training loss (mean of {smooth} rows)")
+    right.set_ylabel("training accuracy")
+    left.legend(fontsize="small", title="architecture drawn")
+    for axes in (left, right):
+        axes.set_xlabel("step")
+    return figure
+
+
+def _winner(run: Run) -> "Figure":
+    """Draw the winner's blocks in order: colour says the mixer, height the width."""
+    arch = Architecture.from_dict(run.read("best.json"))
+    figure, (axes,) = _canvas(1, 2.6)
+    figure.set_figwidth(11)
+    place = 0
+    names = sorted({block.mixer for stage in arch.stages for block in stage.blocks})
+    for index, stage in enumerate(arch.stages):
+        for block in stage.blocks:
+            label = _plain(block.mixer) if block.mixer in names else "_"
+            names = [name for name in names if name != block.mixer]
+            axes.bar(place, stage.width, width=0.9, color=_colour(block.mixer), label=label)
+            place += 1
+        middle = place - len(stage.blocks) / 2 - 0.5
+        text = f"stride {arch.stem.stride << index}"
+        axes.annotate(text, (middle, 0), (0, -14), "data", "offset points", ha="center")
+        place += 1
+    axes.set_ylabel("channels")
+    axes.set_xticks([])
+    axes.legend(fontsize="small", ncols=6, loc="upper center", bbox_to_anchor=(0.5, 1.2))
+    return figure
+
+
+def _plain(text: object) -> str:
+    """Return a label that matplotlib takes literally: a pair of dollars would be mathematics."""
+    return str(text).replace("$", r"\$")
+
+
+def _colour(mixer: str) -> tuple[float, float, float]:
+    """Return a mixer's colour: the same in every run."""
+    import colorsys
+
+    known = ("additive", "aff", "hilo", "single_head", "xnorm", "attention", "identity")
+    place = known.index(mixer) if mixer in known else len(known) + sum(mixer.encode()) % 8
+    return colorsys.hsv_to_rgb(place * 0.618 % 1, 0.55, 0.85)
+
+
+def _sections(run: Run) -> Iterator[str]:
+    summary = run.read("summary.json")
+    arch = Architecture.from_dict(run.read("best.json"))
+    timed = any(point.get("latency_ms") is not None for point in summary["front"])
+    heads = ("trial", "accuracy", "loss", "FLOPs", "parameters", *["latency"] * timed)
+    winner = summary["winner"]["number"]
+    yield f"<h1>mixnas: {escape(run.name)}</h1>"
+    yield f"<p><strong>{escape(HOW_TO_READ[0])}</strong></p>"
+    yield "<h2>Winner</h2>" + _pairs(winner_rows(summary))
+    yield _table(("stage", "stride", "width x depth", "mixers", "MLP ratios"), stage_rows(arch))
+    yield _image(run, WINNER, "the winner's blocks")
+    yield "<h2>Front</h2>" + _image(run, FRONT, "loss and accuracy over cost")
+    points = (point_cells(point, winner, timed=timed) for point in summary["front"])
+    yield _table(heads, points, figures=True)
+    yield "<h2>Best trials by loss</h2>"
+    best = [dict(row) for _, row in trials_table(run).head(20).iterrows()]
+    yield _table(heads, (point_cells(row, winner, timed=timed) for row in best), figures=True)
+    yield "<h2>Supernet</h2>" + _image(run, TRAINING, "losses over the training steps")
+    yield _pairs(_flat(summary["supernet"]))
+    yield "<h2>How to read this</h2>" + "".join(f"<p>{escape(text)}</p>" for text in HOW_TO_READ)
+    yield "<h2>Settings</h2>" + _pairs(_settings(run))
+    yield "<h2>Made with</h2>" + _pairs(_provenance(run))
+    yield "<h2>Seconds</h2>" + _pairs((k, f"{v:.1f}") for k, v in summary["seconds"].items())
+
+
+def _settings(run: Run) -> Iterator[tuple[str, str]]:
+    """Yield what the user asked; the space itself and the data's fingerprint stay in run.json."""
+    for name, value in run.settings.items():
+        if value is not None and not isinstance(value, Mapping):
+            yield name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _provenance(run: Run) -> Iterator[tuple[str, str]]:
+    for name in ("made", "device", "git"):
+        yield name, str(run.made.get(name) or "-")
+    yield from ((name, str(number)) for name, number in run.made.get("versions", {}).items())
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}, ")
+        else:
+            yield f"{prefix}{key}", f"{value:.4g}" if isinstance(value, float) else f"{value}"
+
+
+def _pairs(rows: Iterable[tuple[str, str]]) -> str:
+    cells = (f"<tr><th>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in rows)
+    return f"<table>{''.join(cells)}</table>"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], figures: bool = False) -> str:
+    kind = ' class="figure"' if figures else ""
+    head = "".join(f"<th{kind}>{escape(text)}</th>" for text in heads)
+    body = (
+        "".join(("<tr>", *(f"<td{kind}>{escape(text)}</td>" for text in row), "</tr>"))
+        for row in rows
+    )
+    return f"<table><tr>{head}</tr>{''.join(body)}</table>"
+
+
+def _image(run: Run, name: str, alternative: str) -> str:
+    """Return a figure inside the page, or nothing if it has not been drawn."""
+    path = run.file(name)
+    if not path.is_file():
+        return ""
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<p><img alt="{escape(alternative)}" src="data:image/png;base64,{data}"></p>'

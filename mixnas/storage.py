@@ -1,0 +1,86 @@
+"""Files that a kill or a full disk cannot break: atomic writes, and locks that die with us."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import EDQUOT, EFBIG, ENOSPC
+from pathlib import Path
+
+from mixnas.errors import RunConflict, StorageFull
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: beside its place, flushed to disk, then renamed.
+
+    Raises:
+        StorageFull: if the disk is full; what was there before is kept.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with guarded(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _flush_folder(path.parent)
+
+
+@contextmanager
+def guarded(path: Path) -> Iterator[None]:
+    """Turn the system's "no space", "file too large" and "over quota" into `StorageFull`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (ENOSPC, EFBIG, EDQUOT):
+            raise
+        raise StorageFull(
+            f"{path}: cannot be written ({error.strerror}); everything written before is kept: "
+            "free some space, then repeat the same command and it goes on"
+        ) from None
+
+
+class Held:
+    """A file open to append to, locked for its holder until closed, forgotten or killed.
+
+    Attributes:
+        handle: the file's descriptor.
+
+    Raises:
+        RunConflict: if another holds it.
+        StorageFull: if it has to be made and the disk is full.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.handle = -1
+        with guarded(path):
+            self.handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise RunConflict(
+                f"{what} {path} is in use by another process; wait for it or give another --name"
+            ) from None
+
+    def close(self) -> None:
+        """Release the file; a second time does nothing."""
+        if self.handle >= 0:
+            os.close(self.handle)
+            self.handle = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename in a folder last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

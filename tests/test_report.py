@@ -1,0 +1,216 @@
+"""The report: figures that are pictures, a page that stands alone and trusts nothing."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import pandas
+import pytest
+from finished_run import SETTINGS, begun, finished, trials, with_budget
+from PIL import Image
+
+from mixnas import report
+from mixnas.arch import Architecture, Block
+from mixnas.errors import RunConflict
+from mixnas.run import Run
+
+NASTY = "<script>alert('x')</script> & [red]\"quoted\"[/red] $_^$"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    run = finished(tmp_path_factory.mktemp("runs"))
+    report.figures(run)
+    report.html(run)
+    return run
+
+
+class Page(HTMLParser):
+    """Collects tags, images, text and the cells of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.images, self.text, self.open = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        if tag == "img":
+            self.images.append(dict(attrs)["src"])
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_figures_are_pictures_of_a_readable_size(run):
+    drawn = report.figures(run)
+    assert {path.relative_to(run.path).as_posix() for path in drawn} == {
+        "figures/front.png",
+        "figures/training.png",
+        "figures/winner.png",
+    }
+    for path in drawn:
+        picture = Image.open(path)
+        picture.load()
+        assert picture.format == "PNG"
+        assert picture.width >= 800
+        assert picture.height >= 250
+        assert len(set(picture.convert("L").resize((64, 64)).tobytes())) > 5  # not blank
+
+
+def test_figures_are_the_same_each_time_and_leave_no_global_state(run):
+    first = [path.read_bytes() for path in report.figures(run)]
+    assert [path.read_bytes() for path in report.figures(run)] == first
+    import sys
+
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    assert pyplot is None or not pyplot.get_fignums()
+
+
+def test_figures_without_a_training_curve(tmp_path):
+    run = finished(tmp_path)
+    run.file("supernet.csv").unlink()
+    assert {path.name for path in report.figures(run)} == {"front.png", "winner.png"}
+    report.html(run)
+
+
+@pytest.mark.parametrize("budget", ["3MFLOPs", "1-3MFLOPs", "100Kparams", "30ms"])
+def test_the_front_is_drawn_over_the_first_budget(tmp_path, budget):
+    run = finished(tmp_path, settings=with_budget(budget))
+    from mixnas.cost.limit import Limit
+
+    limit = Limit.parse(budget)
+    figure = report._front(run)
+    label, _, per_limit = report.AXES[limit.cost]
+    axes = figure.axes[0]
+    assert axes.get_xlabel() == label
+    lines = [line.get_xdata() for line in axes.lines if line.get_linestyle() == "--"]
+    ends = [end / per_limit for end in (limit.low, limit.high) if end]
+    assert [line[0] for line in lines] == pytest.approx(ends)
+
+
+def test_every_complete_trial_is_drawn_and_no_other(run):
+    figure = report._front(run)
+    rows, _ = trials(SETTINGS)
+    complete = {round(row["loss"], 9) for row in rows if row["state"] == "complete"}
+    for index, measure in enumerate(("loss", "accuracy")):
+        points = [offset for c in figure.axes[index].collections for offset in c.get_offsets()]
+        assert len(points) == len(complete), measure
+    drawn = {round(float(y), 9) for c in figure.axes[0].collections for _, y in c.get_offsets()}
+    assert drawn == complete
+
+
+def test_the_page_stands_alone(run):
+    page = Page(run.file("report.html").read_text(encoding="utf-8"))
+    assert not page.open
+    assert not {"script", "link", "iframe"} & set(page.tags)
+    assert len(page.images) == 3
+    for source in page.images:
+        kind, data = source.split(",", 1)
+        assert kind == "data:image/png;base64"
+        Image.open(io.BytesIO(base64.b64decode(data, validate=True))).verify()
+
+
+def test_the_page_says_what_was_found_and_how_to_read_it(run):
+    text = " ".join(Page(run.file("report.html").read_text(encoding="utf-8")).text)
+    winner = run.read("summary.json")["winner"]
+    for expected in (winner["id"], "87.5%", "180 images", "3MFLOPs", "40ms", "seed", "nsga2"):
+        assert expected in text
+    for line in report.HOW_TO_READ:
+        assert line in text
+    for package, number in run.made["versions"].items():
+        assert package in text
+        assert number in text
+
+
+def test_nothing_of_the_users_becomes_markup(tmp_path):
+    run = finished(tmp_path, name=NASTY.replace("/", "|"))
+    made = run.read("run.json")
+    made["settings"]["data"] = NASTY
+    made["settings"]["mixers"] = [NASTY]
+    made["device"] = NASTY
+    run.write("run.json", made)
+    arch = run.read("best.json")
+    arch["stages"][0]["blocks"][0]["mixer"] = NASTY
+    run.write("best.json", arch)
+    table = run.read("trials.csv")
+    table["stem"] = NASTY
+    run.write("trials.csv", table)
+    run = Run.open(run.path)
+    report.figures(run)
+    text = report.html(run).read_text(encoding="utf-8")
+    page = Page(text)
+    assert "script" not in page.tags
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;") >= 4
+    assert NASTY in "".join(page.text)
+
+
+def test_trials_come_best_first_with_front_and_winner_marked(run):
+    table = report.trials_table(run)
+    assert list(table["loss"]) == sorted(table["loss"])
+    assert set(table["state"]) == {"complete"}
+    assert len(table) == 22
+    assert set(table.loc[table["front"], "number"]) == {p["number"] for p in run.read("front.json")}
+    assert list(table.loc[table["winner"], "number"]) == [
+        run.read("summary.json")["winner"]["number"]
+    ]
+    assert isinstance(table, pandas.DataFrame)
+
+
+def test_an_unfinished_run_has_no_report(tmp_path):
+    run = begun(tmp_path)
+    for make in (report.figures, report.html, report.trials_table):
+        with pytest.raises(RunConflict, match=r"has no \S+: that stage has not finished"):
+            make(run)
+    assert not run.file("report.html").exists()
+    assert not run.file("figures").exists()
+
+
+def test_blocks_in_a_row_are_named_once():
+    hilo = Block.of("hilo", 2, alpha=0.5, window=2)
+    aff = Block.of("aff", 3)
+    assert report.blocks([hilo, hilo, aff]) == "hilo(alpha 0.5, window 2) x2, aff"
+    assert report.blocks([aff, hilo, aff]) == "aff, hilo(alpha 0.5, window 2), aff"
+
+
+def test_stage_rows_describe_every_block(run):
+    arch = Architecture.from_dict(run.read("best.json"))
+    rows = list(report.stage_rows(arch))
+    assert len(rows) == 1 + len(arch.stages)
+    for row, stage in zip(rows[1:], arch.stages, strict=True):
+        assert row[2] == f"{stage.width} x {len(stage.blocks)}"
+        total = sum(
+            int(n or 1) for n in re.findall(r"[a-z_]+(?:\([^)]*\))?(?: x(\d+))?(?:, |$)", row[3])
+        )
+        assert total == len(stage.blocks)
+
+
+@pytest.mark.parametrize(
+    ("budget", "winner", "expected"),
+    [
+        ("2GFLOPs", {"flops": 10**9}, "50.0% used"),
+        ("1-2GFLOPs", {"flops": 2 * 10**9}, "100.0% used"),
+        ("10Mparams", {"params": 2_500_000}, "25.0% used"),
+        ("40ms", {"latency_ms": {"median": 10.0, "low": 9.0, "high": 11.0}}, "25.0% used"),
+        ("40ms", {"latency_ms": 30.0}, "75.0% used"),
+        ("40ms", {"flops": 1}, "not measured"),
+    ],
+)
+def test_the_share_of_a_budget(budget, winner, expected):
+    assert report.used(budget, winner) == expected
+
+
+def test_latency_in_words():
+    assert report.latency(None) == "-"
+    assert report.latency(float("nan")) == "-"
+    assert report.latency(12.5) == "12.5 ms"
+    assert report.latency({"median": 1.25, "low": 1.2, "high": 1.3}) == (
+        "1.25 ms (quartiles 1.2 ms to 1.3 ms)"
+    )
