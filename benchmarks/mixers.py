@@ -340,11 +340,11 @@ def quartiles(values: list[float]) -> list[float]:
     return statistics.quantiles(values, n=4, method="inclusive")
 
 
-def measure(side: int, backward: bool, rounds: int) -> list[Row]:
-    """Time every case at one size, round-robin."""
+def measure(names: list[str], side: int, backward: bool, rounds: int) -> list[Row]:
+    """Time the named cases at one size, round-robin."""
     attention = Attention(WIDTH, num_heads=HEADS, qkv_bias=True)
     x = torch.randn(BATCH, side * side, WIDTH).requires_grad_()
-    pairs = {name: prepare(case, side) for name, case in CASES.items()}
+    pairs = {name: prepare(CASES[name], side) for name in names}
     runs = {(name, i): run for name, pair in pairs.items() for i, run in enumerate(pair) if run}
     runs["mhsa", 0] = partial(call, attention, x)
     calls = {key: partial(run, backward) for key, run in runs.items()}
@@ -366,9 +366,9 @@ def measure(side: int, backward: bool, rounds: int) -> list[Row]:
             1e3 * statistics.median(seconds[name, 0]),
             ratio((name, 1), name) if (name, 1) in seconds else None,
             ratio(("mhsa", 0), name),
-            case.authors[side][backward] if side in case.authors else None,
+            CASES[name].authors[side][backward] if side in CASES[name].authors else None,
         )
-        for name, case in CASES.items()
+        for name in names
     ]
 
 
@@ -394,6 +394,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=11, help="rounds of timing")
     parser.add_argument("--sizes", default="14,28,56", help="sides of the grids, by commas")
+    parser.add_argument("--cases", default=",".join(CASES), help="lines of the table, by commas")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args()
@@ -411,7 +412,7 @@ def main() -> None:
                 f"{'mixer':<12} {'ms':>9} {'over its naive':>18} {'':<7}{'over fused MHSA':>18}"
                 f" {'authors*':>10}"
             )
-            part = measure(side, backward, options.rounds)
+            part = measure(options.cases.split(","), side, backward, options.rounds)
             print("\n".join(show(row) for row in part), flush=True)
             rows += part
     print("\n* the authors' code over fused MHSA, timed once on another day: shared/speed.md")

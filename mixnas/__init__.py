@@ -29,7 +29,7 @@ _HOMES = {
 }
 """Where each public name lives; it is imported when it is first used."""
 
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - the names are the table's
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ evaluator in memory, and while a generation waits for its last outcomes they lin
 Tune trial, because Tune would stop an actor that is idle for a moment.
 """
 
+import gc
 import json
 import logging
 import os
@@ -15,15 +16,17 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.search import Searcher
 
 from mixnas.arch import Architecture
@@ -36,6 +39,8 @@ LINGER = 0.03
 """Seconds that an idle worker sleeps before it reports again."""
 ATTEMPTS = 3
 """How often a candidate is given to a worker, when workers die over it."""
+STILLBORN = 6
+"""How many worker processes may die before the first answer of any."""
 STORE = 256 * 1024**2
 """Bytes of Ray's object store: it carries the evaluator to the workers, and nothing else."""
 SOCKET_ROOM = 35
@@ -79,12 +84,12 @@ def evaluate(
         return
     desk = Desk(search, workers, batch, progress, timeout)
     with ExitStack() as stack:
-        scratch = stack.enter_context(_scratch())
-        stack.enter_context(_calm())
+        folder = stack.enter_context(scratch())
+        stack.enter_context(_calm(private=address is None))
         if not ray.is_initialized():
-            stack.enter_context(_cluster(workers, gpus, scratch, address))
+            stack.enter_context(_cluster(workers, gpus, folder, address))
         trainable = tune.with_resources(
-            tune.with_parameters(_Worker, make=make_evaluator, threads=threads),
+            tune.with_parameters(_Worker, make=cloudpickle.dumps(make_evaluator), threads=threads),
             {"cpu": 1, "gpu": gpus},
         )
         tune.Tuner(
@@ -98,7 +103,7 @@ def evaluate(
             ),
             run_config=tune.RunConfig(
                 name="search",
-                storage_path=str(scratch / "tune"),
+                storage_path=str(folder / "tune"),
                 stop=_Enough(desk),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
@@ -127,6 +132,7 @@ class Desk:
     _ready: list[Candidate] = field(default_factory=list)
     _again: deque[Candidate] = field(default_factory=deque)
     _attempts: dict[int, int] = field(default_factory=dict)
+    _stillborn: int | None = 0  # None from the first answer on
 
     def __post_init__(self) -> None:
         share = -(-min(self.search.population, self.search.goal) // self.workers)
@@ -159,6 +165,7 @@ class Desk:
 
     def deliver(self, worker: str, result: dict[str, Any]) -> None:
         """Tell the search what a worker reports."""
+        self._stillborn = None
         if broken := result.get("broken"):
             self.error = EvaluationFailed(f"the evaluator could not be built: {broken}")
             return
@@ -172,7 +179,15 @@ class Desk:
     def lost(self, worker: str) -> None:
         """Take back the candidates of a worker that died."""
         self._live.discard(worker)
-        for candidate in self._given.pop(worker, (0.0, []))[1]:
+        lost = self._given.pop(worker, (0.0, []))[1]
+        if self._stillborn is not None:
+            self._stillborn += 1
+            if self._stillborn >= STILLBORN:
+                self.error = EvaluationFailed(
+                    f"{STILLBORN} worker processes died before their first answer; try fewer "
+                    "--workers if memory is short, and see that workers can import mixnas"
+                )
+        for candidate in lost:
             attempt = self._attempts[candidate.number] = self._attempts.get(candidate.number, 0) + 1
             if attempt < ATTEMPTS:
                 self._again.append(candidate)
@@ -267,11 +282,11 @@ class _Enough(tune.Stopper):
 class _Worker(tune.Trainable):
     """One evaluator in a process of its own, given one batch after the other."""
 
-    def setup(self, config: dict[str, Any], make: Callable[[], Evaluator], threads: int) -> None:
+    def setup(self, config: dict[str, Any], make: bytes, threads: int) -> None:
         self._broken: str | None = None
         self._batch = config["batch"]
         try:
-            self._evaluate = make()
+            self._evaluate: Evaluator = cloudpickle.loads(make)()
         except Exception as error:  # reported by `step`, for Tune would only retry
             self._broken = _reason(error)
         if "torch" in sys.modules:
@@ -307,7 +322,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _cluster(workers: int, gpus: float, scratch: Path, address: str | None) -> Iterator[None]:
+def _cluster(workers: int, gpus: float, folder: Path, address: str | None) -> Iterator[None]:
     """Start a private Ray, or join one; leave it, with all its processes, at the end."""
     before = signal.getsignal(signal.SIGTERM)
     quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -316,7 +331,7 @@ def _cluster(workers: int, gpus: float, scratch: Path, address: str | None) -> I
         "num_gpus": None if gpus else 0,
         "include_dashboard": False,
         "object_store_memory": STORE,
-        "_temp_dir": str(scratch),
+        "_temp_dir": str(folder),
     }
     try:
         if address:
@@ -326,28 +341,23 @@ def _cluster(workers: int, gpus: float, scratch: Path, address: str | None) -> I
         yield
     finally:
         ray.shutdown()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()  # Ray forgets the processes that it has ended, and Python would say so
         with suppress(ValueError):  # Ray takes SIGTERM for itself; in a thread nobody can
             signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
-def _calm() -> Iterator[None]:
+def _calm(private: bool) -> Iterator[None]:
     """Set what Ray reads from the environment only, and its loggers; put all back afterwards."""
-    wanted = {
-        "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints tables however quiet it shall be
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),  # else Ray leaves one in the home folder
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-        "TUNE_MAX_PENDING_TRIALS_PG": "16",  # workers start side by side
-        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    }
-    before = {name: os.environ.get(name) for name in wanted}
+    before = dict(os.environ)
     loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.train")]
     levels = [logger.level for logger in loggers]
-    os.environ.update(wanted)
+    os.environ.update(_ENVIRONMENT)
+    if private:
+        os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        os.environ["RAY_AUTH_TOKEN"] = _token()
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
@@ -355,15 +365,34 @@ def _calm() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+
+
+_ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints tables however quiet it shall be
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",  # workers start side by side
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+@cache
+def _token() -> str:
+    """A password for our private clusters, else Ray leaves one in the home folder.
+
+    One for the whole process: Ray reads it once and keeps it for later clusters too.
+    """
+    return os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
 
 
 @contextmanager
-def _scratch() -> Iterator[Path]:
+def scratch() -> Iterator[Path]:
     """A short private folder for Ray's sockets and logs; those of killed runs are removed too."""
     root = Path(tempfile.gettempdir())
     if len(str(root)) + len("/mixnas-12345678") > SOCKET_ROOM:

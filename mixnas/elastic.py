@@ -195,6 +195,11 @@ class BatchNorm(Elastic, nn.BatchNorm2d):
         nn.BatchNorm2d.__init__(self, channels)
         nn.init.constant_(self.weight, gain)
 
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Return the running mean and the running variance."""
+        _, _, mean, variance = self.stored()
+        return mean, variance
+
     def narrow(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Return weight, bias, running mean and running variance for this input."""
         return tuple(corner(t, x.shape[1]) for t in self.stored())
@@ -296,7 +301,7 @@ def extract_weights(source: nn.Module, target: nn.Module, run: Callable[[], obje
 
     def copy_into(name: str, layer: Elastic) -> Callable[..., None]:
         def hook(
-            module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, int], _: Tensor
+            module: Elastic, args: tuple[Tensor, ...], kwargs: dict[str, int], _: Tensor
         ) -> None:
             for mine, theirs in zip(layer.stored(), module.narrow(*args, **kwargs), strict=True):
                 mine.copy_(theirs.reshape(mine.shape))

@@ -109,20 +109,20 @@ def recalibrate(network: torch.nn.Module, batches: Sequence[Tensor]) -> None:
     if not norms or not batches:
         return
     usual = [norm.momentum for norm in norms]
-    means: list[list[Tensor]] = [[] for _ in norms]
-    variances: list[list[Tensor]] = [[] for _ in norms]
     for norm in norms:
         norm.train()
         norm.momentum = 1.0
+    seen: list[list[tuple[Tensor, Tensor]]] = [[] for _ in norms]
     for images in batches:
         network(images)
-        for norm, mean, variance in zip(norms, means, variances, strict=True):
-            mean.append(norm.running_mean.clone())
-            variance.append(norm.running_var.clone())
-    for norm, momentum, mean, variance in zip(norms, usual, means, variances, strict=True):
-        centre = torch.stack(mean)
-        norm.running_mean.copy_(centre.mean(0))
-        norm.running_var.copy_(torch.stack(variance).mean(0) + centre.var(0, correction=0))
+        for norm, moments in zip(norms, seen, strict=True):
+            mean, variance = norm.statistics()
+            moments.append((mean.clone(), variance.clone()))
+    for norm, momentum, moments in zip(norms, usual, seen, strict=True):
+        means, variances = (torch.stack(list(values)) for values in zip(*moments, strict=True))
+        mean, variance = norm.statistics()
+        mean.copy_(means.mean(0))
+        variance.copy_(variances.mean(0) + means.var(0, correction=0))
         norm.momentum = momentum
     network.eval()
 

@@ -115,8 +115,8 @@ def latency(value: float | Mapping[str, float] | None) -> str:
     if value is None or value != value:  # an empty cell of a table is not a number
         return "-"
     if isinstance(value, Mapping):
-        low, high = (_milliseconds(value[end]) for end in ("low", "high"))
-        return f"{_milliseconds(value['median'])} (quartiles {low} to {high})"
+        lower, median, upper = (_milliseconds(value[key]) for key in ("lower", "median", "upper"))
+        return f"{median} (quartiles {lower} to {upper})"
     return _milliseconds(value)
 
 
@@ -144,7 +144,7 @@ def winner_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "as trained", f"{as_trained} at {trained}x{trained} pixels, {winner['labels']} classes"
     yield "parameters", amount("params", winner["params"])
     if winner.get("latency_ms") is not None:
-        yield "latency", latency(winner["latency_ms"])
+        yield "latency", f"{latency(winner['latency_ms'])}, timed whole"
     for budget in summary["budget"]:
         yield f"of {budget}", used(budget, winner)
 

@@ -137,7 +137,7 @@ class Lines:
         self._done += by
         self._figures = figures
         now = self._clock()
-        if now - self._spoke >= self._every:
+        if now - self._spoke >= self._every and self._done < self._total:
             self._spoke = now
             self._write(f"{self._status()}, {duration(self._left(now))} left")
 

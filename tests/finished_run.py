@@ -68,7 +68,7 @@ def finished(root: Path, name: str = "sample", settings: Settings = SETTINGS) ->
                 "rank_loss": 0.38,
                 "flops": best["flops"],
                 "params": best["params"],
-                "latency_ms": {"median": 20.0, "low": 19.5, "high": 21.0},
+                "latency_ms": {"lower": 19.5, "median": 20.0, "upper": 21.0, "reference": 9.0},
                 "flops_as_trained": best["flops"] // 4,
                 "resolution": 32,
                 "labels": 10,

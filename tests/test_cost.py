@@ -1,6 +1,7 @@
 """Limits as people write them; tables that add up, are saved and refuse other conditions."""
 
 import json
+import time
 from fractions import Fraction
 from random import Random
 
@@ -246,3 +247,17 @@ def test_a_refused_write_leaves_the_old_table(tmp_path):
     with pytest.raises(StorageFull, match="cannot be written"):
         table.save(path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_warm_table_answers_twenty_thousand_times_a_second():
+    space = SearchSpace.load("default")
+    table = CostTable(params, image=space.image, classes=space.classes)
+    rng = Random(2)
+    archs = [space.sample(rng) for _ in range(400)]
+    spans = []
+    for _ in range(10):
+        began = time.perf_counter()
+        for arch in archs:
+            table(arch)
+        spans.append(time.perf_counter() - began)
+    assert len(archs) / min(spans) > 20_000

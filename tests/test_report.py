@@ -198,7 +198,7 @@ def test_stage_rows_describe_every_block(run):
         ("2GFLOPs", {"flops": 10**9}, "50.0% used"),
         ("1-2GFLOPs", {"flops": 2 * 10**9}, "100.0% used"),
         ("10Mparams", {"params": 2_500_000}, "25.0% used"),
-        ("40ms", {"latency_ms": {"median": 10.0, "low": 9.0, "high": 11.0}}, "25.0% used"),
+        ("40ms", {"latency_ms": {"median": 10.0, "lower": 9.0, "upper": 11.0}}, "25.0% used"),
         ("40ms", {"latency_ms": 30.0}, "75.0% used"),
         ("40ms", {"flops": 1}, "not measured"),
     ],
@@ -211,6 +211,6 @@ def test_latency_in_words():
     assert report.latency(None) == "-"
     assert report.latency(float("nan")) == "-"
     assert report.latency(12.5) == "12.5 ms"
-    assert report.latency({"median": 1.25, "low": 1.2, "high": 1.3}) == (
+    assert report.latency({"median": 1.25, "lower": 1.2, "upper": 1.3}) == (
         "1.25 ms (quartiles 1.2 ms to 1.3 ms)"
     )

@@ -17,222 +17,55 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from mixnas.arch import Architecture
 from mixnas.errors import UncountedOp
+from mixnas.network import Part, build
 
 with warnings.catch_warnings():  # importing fvcore calls torch.jit.script, which is deprecated
     warnings.simplefilter("ignore")
     from fvcore.nn import FlopCountAnalysis
 
-if TYPE_CHECKING:
-    from mixnas.network import Part
 
 Rule = Callable[[list[Any], list[Any]], int]
 
+# fmt: off
 FREE = frozenset(
-    "aten::" + name
-    for name in [
-        "add",
-        "add_",
-        "sub",
-        "sub_",
-        "rsub",
-        "mul",
-        "mul_",
-        "div",
-        "div_",
-        "neg",
-        "abs",
-        "pow",
-        "sqrt",
-        "rsqrt",
-        "square",
-        "reciprocal",
-        "exp",
-        "log",
-        "sin",
-        "cos",
-        "tanh",
-        "sigmoid",
-        "erf",
-        "sign",
-        "floor",
-        "ceil",
-        "round",
-        "minimum",
-        "maximum",
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-        "where",
-        "masked_fill",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "logical_and",
-        "logical_or",
-        "logical_not",
-        "bitwise_and",
-        "bitwise_or",
-        "relu",
-        "relu_",
-        "relu6",
-        "leaky_relu",
-        "gelu",
-        "silu",
-        "silu_",
-        "hardswish",
-        "hardsigmoid",
-        "hardtanh",
-        "elu",
-        "mish",
-        "softplus",
-        "prelu",
-        "softshrink",
-        "hardshrink",
-        "softmax",
-        "log_softmax",
-        "_softmax",
-        "dropout",
-        "feature_dropout",
-        "sum",
-        "mean",
-        "amax",
-        "amin",
-        "max",
-        "min",
-        "argmax",
-        "linalg_vector_norm",
-        "norm",
-        "frobenius_norm",
-        "var",
-        "std",
-        "avg_pool1d",
-        "avg_pool2d",
-        "max_pool2d",
-        "adaptive_max_pool2d",
-        "pad",
-        "constant_pad_nd",
-        "reflection_pad2d",
-        "replication_pad2d",
-        "view",
-        "view_as",
-        "reshape",
-        "reshape_as",
-        "flatten",
-        "unflatten",
-        "permute",
-        "transpose",
-        "transpose_",
-        "t",
-        "mT",
-        "swapaxes",
-        "movedim",
-        "moveaxis",
-        "squeeze",
-        "squeeze_",
-        "unsqueeze",
-        "unsqueeze_",
-        "expand",
-        "expand_as",
-        "repeat",
-        "tile",
-        "repeat_interleave",
-        "contiguous",
-        "clone",
-        "detach",
-        "alias",
-        "cat",
-        "concat",
-        "stack",
-        "chunk",
-        "split",
-        "split_with_sizes",
-        "tensor_split",
-        "unbind",
-        "select",
-        "slice",
-        "narrow",
-        "index",
-        "index_select",
-        "gather",
-        "index_put",
-        "index_put_",
-        "scatter",
-        "roll",
-        "flip",
-        "diagonal",
-        "tril",
-        "triu",
-        "unfold",
-        "im2col",
-        "col2im",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "channel_shuffle",
-        "copy_",
-        "fill_",
-        "zero_",
-        "view_as_real",
-        "view_as_complex",
-        "complex",
-        "real",
-        "imag",
-        "conj",
-        "_conj",
-        "conj_physical",
-        "resolve_conj",
-        "resolve_neg",
-        "polar",
-        "angle",
-        "fft_fftshift",
-        "fft_ifftshift",
-        "zeros",
-        "ones",
-        "full",
-        "empty",
-        "arange",
-        "linspace",
-        "zeros_like",
-        "ones_like",
-        "full_like",
-        "empty_like",
-        "new_zeros",
-        "new_ones",
-        "new_full",
-        "new_empty",
-        "scalar_tensor",
-        "lift_fresh",
-        "to",
-        "type_as",
-        "size",
-        "numel",
-        "dim",
-        "Int",
-        "Float",
-        "Bool",
-        "ScalarImplicit",
-        "IntImplicit",
-        "FloatImplicit",
-        "item",
-        "__and__",
-        "__or__",
-        "__not__",
-        "floor_divide",
-        "remainder",
-        "detach_",
-        "is_complex",
-        "_cast_Float",
-    ]
+    f"aten::{name}"
+    for name in (
+        "add", "add_", "sub", "sub_", "rsub", "mul", "mul_", "div", "div_", "neg", "abs", "pow",
+        "sqrt", "rsqrt", "square", "reciprocal", "exp", "log", "sin", "cos", "tanh", "sigmoid",
+        "erf", "sign", "floor", "ceil", "round", "minimum", "maximum", "clamp", "clamp_min",
+        "clamp_max", "where", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge", "logical_and",
+        "logical_or", "logical_not", "bitwise_and", "bitwise_or", "relu", "relu_", "relu6",
+        "leaky_relu", "gelu", "silu", "silu_", "hardswish", "hardsigmoid", "hardtanh", "elu",
+        "mish", "softplus", "prelu", "softshrink", "hardshrink", "softmax", "log_softmax",
+        "_softmax", "dropout", "feature_dropout", "sum", "mean", "amax", "amin", "max", "min",
+        "argmax", "linalg_vector_norm", "norm", "frobenius_norm", "var", "std", "avg_pool1d",
+        "avg_pool2d", "max_pool2d", "adaptive_max_pool2d", "pad", "constant_pad_nd",
+        "reflection_pad2d", "replication_pad2d", "view", "view_as", "reshape", "reshape_as",
+        "flatten", "unflatten", "permute", "transpose", "transpose_", "t", "mT", "swapaxes",
+        "movedim", "moveaxis", "squeeze", "squeeze_", "unsqueeze", "unsqueeze_", "expand",
+        "expand_as", "repeat", "tile", "repeat_interleave", "contiguous", "clone", "detach",
+        "alias", "cat", "concat", "stack", "chunk", "split", "split_with_sizes", "tensor_split",
+        "unbind", "select", "slice", "narrow", "index", "index_select", "gather", "index_put",
+        "index_put_", "scatter", "roll", "flip", "diagonal", "tril", "triu", "unfold", "im2col",
+        "col2im", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "copy_", "fill_",
+        "zero_", "view_as_real", "view_as_complex", "complex", "real", "imag", "conj", "_conj",
+        "conj_physical", "resolve_conj", "resolve_neg", "polar", "angle", "fft_fftshift",
+        "fft_ifftshift", "zeros", "ones", "full", "empty", "arange", "linspace", "zeros_like",
+        "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty",
+        "scalar_tensor", "lift_fresh", "to", "type_as", "size", "numel", "dim", "Int", "Float",
+        "Bool", "ScalarImplicit", "IntImplicit", "FloatImplicit", "item", "__and__", "__or__",
+        "__not__", "floor_divide", "remainder", "detach_", "is_complex", "_cast_Float"
+    )
 )
+# fmt: on
 """Operators that cost nothing by convention."""
 
 REFUSED = ("aten::einsum", "prim::If", "prim::Loop", "prim::CallMethod")
@@ -244,7 +77,7 @@ CONVOLUTIONAL = ("stem", "local", "merge")
 COMPLEX = (torch.complex32, torch.complex64, torch.complex128)
 
 
-def flops(part: "Part") -> int:
+def flops(part: Part) -> int:
     """Count the multiply-adds of a network's part for one image.
 
     Raises:
@@ -260,27 +93,38 @@ def flops(part: "Part") -> int:
     return count_flops(part.build(), part.shape)
 
 
-def params(part: "Part") -> int:
+def params(part: Part) -> int:
     """Count the parameters of a network's part."""
     with torch.device("meta"):
         return count_params(part.build())
 
 
-def count_params(module: nn.Module) -> int:
-    """Count a module's parameters, each once."""
-    return sum(parameter.numel() for parameter in module.parameters())
+def count_params(model: nn.Module | Architecture, *, classes: int = 1000) -> int:
+    """Count the parameters of a module, or of an architecture's network, each once."""
+    return sum(parameter.numel() for parameter in _module(model, classes, 3).parameters())
 
 
-def count_flops(module: nn.Module, shape: tuple[int, int, int]) -> int:
+def count_flops(
+    model: nn.Module | Architecture,
+    image: int | tuple[int, int, int] = 224,
+    *,
+    classes: int = 1000,
+    in_chans: int = 3,
+) -> int:
     """Count the multiply-adds of a module, in evaluation mode, for one input.
 
     Args:
-        module: called as ``module(x)``; its mode, device and weights stay as they are.
-        shape: the input without the batch, ``(C, H, W)``.
+        model: called as ``model(x)``, its mode, device and weights stay as they are; or an
+            architecture, whose network is built for it.
+        image: side of the image in pixels, or the input without the batch, ``(C, H, W)``.
+        classes: of an architecture's network.
+        in_chans: channels of an image of that side.
 
     Raises:
         UncountedOp: if it uses an operator without a rule; names operator, module and cure.
     """
+    module = _module(model, classes, in_chans)
+    shape = (in_chans, image, image) if isinstance(image, int) else image
     reference = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     inputs = torch.zeros(1, *shape, device=reference.device, dtype=reference.dtype)
     analysis = FlopCountAnalysis(module, (inputs,))
@@ -290,6 +134,10 @@ def count_flops(module: nn.Module, shape: tuple[int, int, int]) -> int:
         total = analysis.total()
     _refuse_unknown(analysis, module)
     return int(total)
+
+
+def _module(model: nn.Module | Architecture, classes: int, in_chans: int) -> nn.Module:
+    return model if isinstance(model, nn.Module) else build(model, classes, in_chans)
 
 
 class _PlainSizes(TorchFunctionMode):

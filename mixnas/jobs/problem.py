@@ -86,7 +86,7 @@ class Problem:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
             network = Network(self.space, len(self.data.labels))
-        return network.to(self.device, memory_format=torch.channels_last)
+        return network.to(memory_format=torch.channels_last).to(self.device)
 
     def trainer(self, recipe: Recipe) -> SupernetTrainer:
         """Build a trainer at its first step."""

@@ -110,7 +110,7 @@ class XNorm(Mixer):
         gamma = self.gamma(query.shape[1])[:, None, None]
         clusters = torch.matmul(key.transpose(-2, -1), value)
         clusters = clusters * (gamma.square() * self.inverse_norm(clusters, self.axis))
-        mixed = torch.matmul(query, clusters) * self.inverse_norm(query, -1)
+        mixed = torch.matmul(query, clusters).mul_(self.inverse_norm(query, -1))
         return mixed.transpose(1, 2).flatten(2)
 
     def inverse_norm(self, x: Tensor, axis: int) -> Tensor:
