@@ -30,9 +30,9 @@ from ray import cloudpickle, tune
 from ray.tune.search import Searcher
 
 from mixnas.arch import Architecture
+from mixnas.asktell import Candidate, Search, Trial
 from mixnas.errors import EvaluationFailed, MixnasError, RunConflict
 from mixnas.evaluate import Evaluator, Failure, Score
-from mixnas.search import Candidate, Search, Trial
 from mixnas.storage import Held
 
 LINGER = 0.03

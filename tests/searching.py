@@ -11,12 +11,12 @@ from pathlib import Path
 from random import Random
 
 from mixnas.arch import Architecture
+from mixnas.asktell import Search
 from mixnas.cost.feasible import Feasible
 from mixnas.cost.limit import Limit
 from mixnas.cost.table import CostTable
 from mixnas.evaluate import Score
 from mixnas.network import Part
-from mixnas.search import Search
 from mixnas.space import SearchSpace
 
 SPACE = SearchSpace.load("micro")

@@ -16,8 +16,8 @@ import pytest
 from searching import Toy, evaluate, finish, make_evaluator
 
 from mixnas import cluster
+from mixnas.asktell import read_trials
 from mixnas.errors import EvaluationFailed
-from mixnas.search import read_trials
 
 pytestmark = [
     pytest.mark.ray,

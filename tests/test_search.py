@@ -13,10 +13,10 @@ import optuna
 import pytest
 from searching import SPACE, Toy, evaluate, finish
 
+from mixnas.asktell import SAMPLERS, best, export_optuna, front, read_trials
+from mixnas.asktell.genotype import Genotype
 from mixnas.errors import EvaluationFailed, InvalidOption, RunConflict
 from mixnas.evaluate import Failure, Score
-from mixnas.search import SAMPLERS, best, export_optuna, front, read_trials
-from mixnas.search.genotype import Genotype
 
 SCRIPT = Path(__file__).with_name("searching.py")
 

@@ -4,16 +4,15 @@
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mixnas.arch import Architecture
 from mixnas.cost.limit import Limit, describe, parse_all
-from mixnas.errors import StorageFull, TableMissing
+from mixnas.errors import TableMissing
 from mixnas.network import Part, Segment, parts, walk
+from mixnas.storage import write
 
 __all__ = ["CostTable", "Limit", "Measure", "describe", "parse_all"]
 
@@ -88,7 +87,7 @@ class CostTable:
         """
         entries = [[p.kind, p.spec, p.shape, cost] for p, cost in self._parts.items()]
         data = {"format": FORMAT, "conditions": self.conditions, "parts": entries}
-        _write(Path(path), json.dumps(data, indent=None, separators=(",", ":")) + "\n")
+        write(Path(path), (json.dumps(data, separators=(",", ":")) + "\n").encode())
 
     def load(self, path: str | Path) -> None:
         """Take over what `save` wrote.
@@ -141,17 +140,3 @@ def _entry(entry: Any) -> bool:
     kind, spec, shape, cost = entry
     lists = isinstance(spec, list) and isinstance(shape, list) and len(shape) == 3
     return isinstance(kind, str) and lists and type(cost) is int
-
-
-def _write(path: Path, text: str) -> None:
-    """Put a text in place in one step."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except OSError as error:
-        Path(name).unlink(missing_ok=True)
-        raise StorageFull(f"{path}: cannot be written: {error.strerror}; free some space") from None

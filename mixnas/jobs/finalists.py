@@ -14,6 +14,8 @@ from safetensors.torch import save as save_tensors
 
 from mixnas import report
 from mixnas.arch import Architecture
+from mixnas.asktell import Trial
+from mixnas.asktell import trial as trials_module
 from mixnas.cost import count
 from mixnas.cost.latency import Stopwatch
 from mixnas.cost.table import CostTable
@@ -23,8 +25,6 @@ from mixnas.jobs.settings import Listener
 from mixnas.jobs.stages import supernet
 from mixnas.network import build
 from mixnas.run import Run
-from mixnas.search import Trial
-from mixnas.search import trial as trials_module
 
 FINALISTS = 8
 

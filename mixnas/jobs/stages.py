@@ -13,12 +13,12 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from mixnas import cluster
+from mixnas.asktell import Search, Trial
 from mixnas.evaluate import SupernetEvaluator
 from mixnas.jobs.problem import Plan, Problem
 from mixnas.jobs.settings import Listener
 from mixnas.network import Network
 from mixnas.run import Run
-from mixnas.search import Search, Trial
 from mixnas.space import SearchSpace
 from mixnas.train.supernet import StepResult, SupernetTrainer, weights
 

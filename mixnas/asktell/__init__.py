@@ -1,9 +1,9 @@
 """The search: ask and tell over Optuna under limits; its own append-only log is the truth."""
 
-from mixnas.search.engine import FeasibleSet, Search
-from mixnas.search.export import export_optuna
-from mixnas.search.samplers import SAMPLERS
-from mixnas.search.trial import Candidate, Trial, best, front, read_trials
+from mixnas.asktell.export import export_optuna
+from mixnas.asktell.samplers import SAMPLERS
+from mixnas.asktell.search import FeasibleSet, Search
+from mixnas.asktell.trial import Candidate, Trial, best, front, read_trials
 
 __all__ = [
     "SAMPLERS",

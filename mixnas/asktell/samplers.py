@@ -16,9 +16,9 @@ from optuna.distributions import CategoricalDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
+from mixnas.asktell.genotype import Genotype
+from mixnas.asktell.trial import Genes, Trial
 from mixnas.errors import InvalidOption, did_you_mean
-from mixnas.search.genotype import Genotype
-from mixnas.search.trial import Genes, Trial
 
 SAMPLERS = ("nsga2", "tpe", "gp", "random", "evolution")
 

@@ -9,14 +9,14 @@ from random import Random
 from typing import Any, Protocol
 
 from mixnas.arch import Architecture
+from mixnas.asktell import samplers
+from mixnas.asktell import trial as trials_module
+from mixnas.asktell.genotype import Genotype
+from mixnas.asktell.log import Line, Log
+from mixnas.asktell.trial import Candidate, Genes, Trial, ask_line, asked, outcome, tell_line
 from mixnas.errors import BudgetUnreachable, EvaluationFailed, InvalidOption, RunConflict
 from mixnas.evaluate import Failure, Score
 from mixnas.run import differences
-from mixnas.search import samplers
-from mixnas.search import trial as trials_module
-from mixnas.search.genotype import Genotype
-from mixnas.search.log import Line, Log
-from mixnas.search.trial import Candidate, Genes, Trial, ask_line, asked, outcome, tell_line
 from mixnas.space import SearchSpace
 
 FORMAT = 1

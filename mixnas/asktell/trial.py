@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mixnas.arch import Architecture
+from mixnas.asktell.log import parse
 from mixnas.evaluate import Failure, Score
-from mixnas.search.log import parse
 
 Genes = tuple[int, ...]
 

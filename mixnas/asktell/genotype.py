@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from random import Random
 
 from mixnas.arch import Architecture
-from mixnas.search.trial import Genes
+from mixnas.asktell.trial import Genes
 from mixnas.space import SearchSpace
 
 

@@ -7,8 +7,8 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from mixnas.search.samplers import quiet
-from mixnas.search.trial import Trial
+from mixnas.asktell.samplers import quiet
+from mixnas.asktell.trial import Trial
 from mixnas.space import SearchSpace
 
 
