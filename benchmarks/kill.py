@@ -65,8 +65,10 @@ def disturbed(options: argparse.Namespace, seconds: float, runs: Path) -> None:
             time.sleep(0.05)
         if job.poll() is None:
             stages = _stages(runs)
-            print(f"kill {number + 1}: {kill_tree(job)} processes, done: {stages or 'nothing'}, "
-                  f"{_lines(log)} lines of log")
+            print(
+                f"kill {number + 1}: {kill_tree(job)} processes, done: {stages or 'nothing'}, "
+                f"{_lines(log)} lines of log"
+            )
         else:
             print(f"kill {number + 1}: came too late, the search had ended")
     undisturbed(options, 2, runs)

@@ -20,7 +20,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -310,7 +310,7 @@ class _Worker(tune.Trainable):
             score = self._evaluate(Architecture.from_dict(arch))
         except Exception as error:
             return {"failed": _reason(error)}
-        return {"accuracy": score.accuracy, "loss": score.loss, "images": score.images}
+        return asdict(score)
 
 
 def _name(trial: Any) -> str:

@@ -22,11 +22,13 @@ class Score:
         accuracy: share of images classified rightly, 0 to 1.
         loss: mean cross-entropy in nats.
         images: how many images were judged.
+        loss_error: standard error of the loss, from its spread over the images.
     """
 
     accuracy: float
     loss: float
     images: int
+    loss_error: float = 0.0
 
     @property
     def standard_error(self) -> float:
@@ -130,11 +132,13 @@ def recalibrate(network: torch.nn.Module, batches: Sequence[Tensor]) -> None:
 @torch.inference_mode()
 def score(network: torch.nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Score:
     """Classify batches of images ``(B, C, H, W)`` and compare with labels ``(B,)``."""
-    right = images = 0
-    loss = 0.0
+    right: list[Tensor] = []
+    losses: list[Tensor] = []
     for inputs, labels in batches:
         logits = network(inputs).float()
-        right += int((logits.argmax(1) == labels).sum())
-        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-        images += len(labels)
-    return Score(right / images, loss / images, images)
+        right.append(logits.argmax(1) == labels)
+        losses.append(F.cross_entropy(logits, labels, reduction="none"))
+    hits, loss = torch.cat(right).double(), torch.cat(losses).double()
+    images = len(loss)
+    error = float(loss.std(correction=0)) / math.sqrt(images)
+    return Score(float(hits.mean()), float(loss.mean()), images, error)

@@ -8,11 +8,10 @@ import base64
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixnas.arch import Architecture, Block
+from mixnas.arch import Architecture
 from mixnas.cost.limit import Limit
 from mixnas.cost.limit import describe as amount
 from mixnas.run import Run
@@ -104,12 +103,6 @@ def html(run: Run) -> Path:
     return run.write(PAGE, page)
 
 
-def blocks(stage: Sequence[Block]) -> str:
-    """Return a stage's mixers in order: ``hilo(alpha 0.5, window 2) x2, aff``."""
-    named = ((name, len(list(same))) for name, same in groupby(map(_block, stage)))
-    return ", ".join(f"{name} x{times}" if times > 1 else name for name, times in named)
-
-
 def latency(value: float | Mapping[str, float] | None) -> str:
     """Return milliseconds for people, with the quartiles where they are known."""
     if value is None or value != value:  # an empty cell of a table is not a number
@@ -149,14 +142,30 @@ def winner_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"of {budget}", used(budget, winner)
 
 
-def stage_rows(arch: Architecture) -> Iterator[tuple[str, str, str, str, str]]:
-    """Yield stage, stride, width x depth, mixers and MLP ratios, the stem first."""
-    yield "stem", str(arch.stem.stride), str(arch.stages[0].width), arch.stem.kind, ""
+def learnt(random: Mapping[str, Any]) -> str:
+    """Say how random feasible architectures score, and whether their spread is more than noise."""
+    accuracy = random["accuracy"]
+    spread = f"{random['loss_deviation']:.4f}, one loss's standard error {random['loss_error']:.4f}"
+    return (
+        f"{random['architectures']} random feasible architectures: accuracy "
+        f"{accuracy['min']:.1%} to {accuracy['max']:.1%}, spread of their losses {spread}"
+    )
+
+
+STAGE_HEADS = ("stage", "stride", "width x depth", "mixer", "knobs", "MLP ratio")
+"""What `stage_rows` tells."""
+
+
+def stage_rows(arch: Architecture) -> Iterator[tuple[str, ...]]:
+    """Yield a row for the stem and for each block, the stage named at its first."""
+    yield "stem", str(arch.stem.stride), str(arch.stages[0].width), arch.stem.kind, "", ""
     for index, stage in enumerate(arch.stages):
-        ratios = ", ".join(f"{block.ratio:g}" for block in stage.blocks)
         shape = f"{stage.width} x {len(stage.blocks)}"
-        stride = str(arch.stem.stride << index)
-        yield str(index + 1), stride, shape, blocks(stage.blocks), ratios
+        named = (str(index + 1), str(arch.stem.stride << index), shape)
+        for block in stage.blocks:
+            knobs = ", ".join(f"{name} {value}" for name, value in block.knobs)
+            yield *named, block.mixer, knobs, f"{block.ratio:g}"
+            named = ("", "", "")
 
 
 def point_cells(point: Mapping[str, Any], winner: int | None, *, timed: bool) -> list[str]:
@@ -174,11 +183,6 @@ def point_cells(point: Mapping[str, Any], winner: int | None, *, timed: bool) ->
 
 def _milliseconds(value: float) -> str:
     return amount("latency", round(value * NANOSECONDS))
-
-
-def _block(block: Block) -> str:
-    knobs = ", ".join(f"{name} {value}" for name, value in block.knobs)
-    return f"{block.mixer}({knobs})" if knobs else block.mixer
 
 
 def _canvas(columns: int, height: float) -> "tuple[Figure, list[Axes]]":
@@ -289,7 +293,7 @@ def _sections(run: Run) -> Iterator[str]:
     yield f"<h1>mixnas: {escape(run.name)}</h1>"
     yield f"<p><strong>{escape(HOW_TO_READ[0])}</strong></p>"
     yield "<h2>Winner</h2>" + _pairs(winner_rows(summary))
-    yield _table(("stage", "stride", "width x depth", "mixers", "MLP ratios"), stage_rows(arch))
+    yield _table(STAGE_HEADS, stage_rows(arch))
     yield _image(run, WINNER, "the winner's blocks")
     yield "<h2>Front</h2>" + _image(run, FRONT, "loss and accuracy over cost")
     points = (point_cells(point, winner, timed=timed) for point in summary["front"])

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from mixnas.arch import Architecture
 from mixnas.cost.limit import describe as amount
-from mixnas.report import point_cells, stage_rows, winner_rows
+from mixnas.report import STAGE_HEADS, learnt, point_cells, stage_rows, winner_rows
 from mixnas.terminal import duration, rows
 
 CAVEAT = (
@@ -128,7 +128,7 @@ def _front(points: Sequence[Mapping[str, Any]], winner: int) -> Table:
 
 
 def _stages(arch: Architecture) -> Table:
-    table = _table("stage", "stride", "width x depth", "mixers", "MLP ratios", words=5)
+    table = _table(*STAGE_HEADS, words=len(STAGE_HEADS))
     for row in stage_rows(arch):
         table.add_row(*map(Text, row))
     return table
@@ -138,6 +138,8 @@ def _run(show: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     trials = show["trials"]
     failed = f", {trials['failed']} failed" if trials["failed"] else ""
     yield "evaluated", f"{trials['complete']} of {trials['asked']} architectures{failed}"
+    if random := show["supernet"].get("random"):
+        yield "learnt", learnt(random)
     spent = (f"{stage} {duration(time)}" for stage, time in show["seconds"].items() if time)
     yield "time spent", ", ".join(spent)
     yield from show["files"].items()

@@ -131,6 +131,7 @@ def tell_line(number: int, outcome: Score | Failure) -> dict[str, Any]:
         "accuracy": outcome.accuracy,
         "loss": outcome.loss,
         "images": outcome.images,
+        "loss_error": outcome.loss_error,
     }
 
 
@@ -138,7 +139,7 @@ def outcome(line: Mapping[str, Any]) -> Score | Failure:
     """Read what `tell_line` wrote."""
     if "failed" in line:
         return Failure(line["failed"])
-    return Score(line["accuracy"], line["loss"], line["images"])
+    return Score(line["accuracy"], line["loss"], line["images"], line["loss_error"])
 
 
 def _rank(trial: Trial) -> tuple[float, float, int]:

@@ -4,6 +4,7 @@ Finalists are scored again with fresh batch-norm statistics on the images that r
 chooses the winner; how good it is is read off other images, so that luck is not sold as skill.
 """
 
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -81,6 +82,7 @@ def _scores(result: Score) -> dict[str, Any]:
     return {
         "accuracy": result.accuracy,
         "loss": result.loss,
+        "loss_error": result.loss_error,
         "images": result.images,
         "standard_error": result.standard_error,
     }
@@ -142,6 +144,7 @@ def _row(trial: Trial) -> dict[str, Any]:
         "origin": trial.origin,
         "accuracy": result.accuracy if result else None,
         "loss": result.loss if result else None,
+        "loss_error": result.loss_error if result else None,
         "images": result.images if result else None,
         **costs,
         "stem": trial.arch.stem.kind,
@@ -225,15 +228,17 @@ def _random(trials: Sequence[Trial]) -> dict[str, Any]:
     scores = [t.score for t in trials if t.score and t.origin == "first"]
     if not scores:
         return {}
-    accuracies = sorted(s.accuracy for s in scores)
-    losses = sorted(s.loss for s in scores)
-    middle = len(scores) // 2
-    spread = {
-        "accuracy": {"min": accuracies[0], "median": accuracies[middle], "max": accuracies[-1]},
-        "loss": {"min": losses[0], "median": losses[middle], "max": losses[-1]},
-    }
+    accuracies = [s.accuracy for s in scores]
+    losses = [s.loss for s in scores]
     return {
         "architectures": len(scores),
-        **spread,
+        "accuracy": _spread(accuracies),
+        "loss": _spread(losses),
         "standard_error": max(s.standard_error for s in scores),
+        "loss_error": statistics.median(s.loss_error for s in scores),
+        "loss_deviation": statistics.pstdev(losses),
     }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}

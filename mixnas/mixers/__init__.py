@@ -24,6 +24,7 @@ elastic layers are sliced, and `mixnas.testing.MixerContract` runs over `names()
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
 from inspect import signature
@@ -144,10 +145,17 @@ def get(name: str) -> type[Mixer]:
     """
     _load()
     if name not in _REGISTRY:
-        alias = ALIASES.get(name.lower().replace("-", "_"))
-        hint = f"did you mean '{alias}'? (known: {', '.join(names())})" if alias else ""
-        raise UnknownMixer(f"no mixer '{name}'; {hint or did_you_mean(name, names())}")
+        raise UnknownMixer(f"no mixer '{name}'; {_nearest(name)}")
     return _REGISTRY[name]
+
+
+def _nearest(name: str) -> str:
+    """Say which mixer was meant: by its own name, or by its system's."""
+    spelt = name.lower().replace("-", "_")
+    alias = get_close_matches(spelt, ALIASES, n=1, cutoff=0.75)
+    if alias and not get_close_matches(spelt, names(), n=1, cutoff=0.75):
+        return f"did you mean '{ALIASES[alias[0]]}'? (known: {', '.join(names())})"
+    return did_you_mean(name, names())
 
 
 def create(name: str, dim: int, **options: Any) -> Mixer:
