@@ -250,6 +250,19 @@ def _read_settings(path: Path) -> dict[str, Any]:
         ) from None
 
 
+def agree(root: str | Path, name: str, settings: Mapping[str, Any]) -> None:
+    """Refuse settings that differ from those of the run that stands there, if one does.
+
+    Raises:
+        InvalidOption: if the name is not a plain one.
+        RunConflict: naming the fields that differ.
+    """
+    path = Path(root) / _plain(name)
+    if (path / SETTINGS).is_file():
+        wanted = json.loads(json.dumps(dict(settings)))
+        _compare(path, _read_settings(path)["settings"], wanted)
+
+
 def _compare(path: Path, was: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     if differing := differences(was, wanted):
         raise RunConflict(

@@ -21,6 +21,7 @@ from rich.text import Text
 from mixnas.jobs.settings import Silent
 
 UNITS = {
+    "counting": "parts",
     "latency": "parts",
     "training": "steps",
     "search": "architectures",
@@ -33,6 +34,9 @@ UNBROKEN = 1000
 
 EVERY = 10.0
 """Seconds between two lines of plain progress."""
+
+BRIEF = ("counting",)
+"""Stages of a few seconds, which have a bar but no lines."""
 
 
 def console(file: TextIO) -> Console:
@@ -130,14 +134,16 @@ class Lines:
         self._began = self._spoke = self._clock()
         self._figures = {}
         going = f", going on at {done}" if done else ""
-        self._write(f"{name}: {total} {UNITS.get(name, 'steps')}{going}")
+        if name not in BRIEF:
+            self._write(f"{name}: {total} {UNITS.get(name, 'steps')}{going}")
 
     def advance(self, by: int, **figures: float | str) -> None:
         """Count, and write a line if the last one is old."""
         self._done += by
         self._figures = figures
         now = self._clock()
-        if now - self._spoke >= self._every and self._done < self._total:
+        due = now - self._spoke >= self._every and self._name not in BRIEF
+        if due and self._done < self._total:
             self._spoke = now
             self._write(f"{self._status()}, {duration(self._left(now))} left")
 
@@ -147,9 +153,9 @@ class Lines:
 
     def end(self) -> None:
         """Write where the stage stands and what it took; harmless when there is none."""
-        if self._name:
+        if self._name and self._name not in BRIEF:
             self._write(f"{self._status()}, took {duration(self._clock() - self._began)}")
-            self._name = ""
+        self._name = ""
 
     def _status(self) -> str:
         share = f" ({self._done / self._total:.0%})" if self._total else ""

@@ -21,7 +21,7 @@ from mixnas.errors import InvalidOption
 from mixnas.evaluate import SupernetEvaluator
 from mixnas.jobs.settings import Listener, Settings, seconds
 from mixnas.network import Network
-from mixnas.run import Run
+from mixnas.run import Run, agree
 from mixnas.space import SearchSpace
 from mixnas.train.draws import Draws
 from mixnas.train.recipe import Recipe
@@ -72,12 +72,8 @@ class Problem:
         Raises:
             RunConflict: if it was made with other settings, or is in use.
         """
-        settings = self.settings.to_dict() | {
-            "budget": [str(limit) for limit in self.limits],
-            "found": {"data": self.data.fingerprint, "labels": list(self.data.labels)},
-            "inlined": self.full.to_dict(),
-        }
-        run = Run.create(self.runs, self.name, settings)
+        kept = kept_settings(self.settings, self.limits, self.data, self.full)
+        run = Run.create(self.runs, self.name, kept)
         if "latency" in self.tables and not run.file(LATENCY).exists():
             self.tables["latency"].save(run.file(LATENCY))
         return run
@@ -204,6 +200,7 @@ def prepare(settings: Settings, runs: Path, name: str | None, listener: Listener
     data = datasets.load(settings.data, seed=settings.seed, image=settings.resolution)
     full = deployed(full, settings, data)
     name = name or default_name(data.name, full.name, limits, settings.seed)
+    agree(runs, name, kept_settings(settings, limits, data, full))
     tables = cost_tables(full, limits, device, runs / name / LATENCY, listener)
     feasible = Feasible(full, limits, tables)
     space = full.keep(feasible.useful())
@@ -219,6 +216,17 @@ def prepare(settings: Settings, runs: Path, name: str | None, listener: Listener
         feasible=Feasible(space, limits, tables),
         device=device,
     )
+
+
+def kept_settings(
+    settings: Settings, limits: tuple[Limit, ...], data: datasets.Data, full: SearchSpace
+) -> dict[str, Any]:
+    """Return what ``run.json`` keeps: what was asked, and what it was resolved to."""
+    return settings.to_dict() | {
+        "budget": [str(limit) for limit in limits],
+        "found": {"data": data.fingerprint, "labels": list(data.labels)},
+        "inlined": full.to_dict(),
+    }
 
 
 def default_name(data: str, space: str, limits: tuple[Limit, ...], seed: int) -> str:
@@ -259,20 +267,21 @@ def cost_tables(
         "flops": CostTable(count.flops, **sizes),
         "params": CostTable(count.params, **sizes),
     }
+    measure(tables["flops"], space, listener, "counting")
     if any(limit.cost == "latency" for limit in limits):
         table = CostTable(Stopwatch(str(device)), **sizes)
         if kept.exists():
             table.load(kept)
         else:
-            measure(table, space, listener)
+            measure(table, space, listener, "latency")
         tables["latency"] = table
     return tables
 
 
-def measure(table: CostTable, space: SearchSpace, listener: Listener) -> None:
+def measure(table: CostTable, space: SearchSpace, listener: Listener, stage: str) -> None:
     """Fill a table with every part of a space, telling how it gets on."""
     wanted = {edge.segment for edge in Graph(space).edges if edge.segment}
-    listener.stage("latency", len(wanted))
+    listener.stage(stage, len(wanted))
     for segment in sorted(wanted, key=str):
         table.segment(segment)
         listener.advance(1)

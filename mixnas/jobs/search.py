@@ -6,7 +6,6 @@ The stages, each of which resumes: **latency** (a table, if a limit asks for one
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from mixnas.jobs.finalists import name_winner
 from mixnas.jobs.problem import Plan, Problem, prepare, rehearse
@@ -115,8 +114,3 @@ def _plan(problem: Problem, run: Run, workers: int) -> Plan:
     plan = rehearse(problem, workers)
     run.write("plan.json", plan.to_dict())
     return plan
-
-
-def settings_of(run: Run) -> dict[str, Any]:
-    """Return what the user asked of a run, without what was resolved from it."""
-    return {key: value for key, value in run.settings.items() if key not in ("inlined", "found")}
