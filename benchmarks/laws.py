@@ -34,14 +34,14 @@ def attention(inputs, outputs) -> int:
 
 def transform(inputs, outputs) -> int:
     """A real 2-D transform, read off whichever side is real."""
-    real = next(v for v in (inputs[0], outputs[0]) if "Complex" not in str(v.type()))
+    real = outputs[0] if inputs[0].type().dtype().is_complex else inputs[0]
     *others, height, width = sizes(real)
     return math.prod(others) * round(1.25 * height * width * math.log2(height * width))
 
 
 def product(inputs, outputs) -> int:
     """A matrix product from its output's size; a complex multiply is 4 multiply-adds."""
-    factor = 4 if "Complex" in str(inputs[0].type()) else 1
+    factor = 4 if inputs[0].type().dtype().is_complex else 1
     return factor * math.prod(sizes(outputs[0])) * sizes(inputs[0])[-1]
 
 

@@ -57,6 +57,11 @@ def check(folder: Path) -> None:
     print(f"winner {best.id}: counted {counted:,}, in trials.csv {int(row['flops']):,}")
     assert counted == int(row["flops"]), "the independent count differs"
     print(f"greatest evaluated FLOPs: {int(trials['flops'].max()):,}")
+    for budget in summary["budget"]:
+        print(f"budget {budget}; winner's latency {summary['winner']['latency_ms']} ms")
+    if "latency_ms" in trials:
+        spread = trials["latency_ms"].agg(["min", "median", "max"]).to_dict()
+        print(f"latency by the table over all trials, ms: {spread}")
     print(f"seconds: {summary['seconds']}")
 
 

@@ -1,7 +1,7 @@
 """`Feasible`: the architectures of a space within its limits, by one dynamic programme.
 
 It counts them, draws uniformly among them (some genes given, if wanted), and finds the cheapest,
-the dearest and the nearest. The programme runs over the first limit's cost; further limits take
+the dearest and the nearest. The programme runs over the tightest limit's cost; further limits take
 out of the space what can never meet them, and reject the rest, a bounded number of times.
 """
 
@@ -64,10 +64,12 @@ class Feasible:
         self._programmes = [
             Programme(self._graph, limit, self.tables[limit.cost].segment) for limit in limits
         ] or [Programme(self._graph, Limit("flops", 0, 0), lambda _: 0)]
-        self._main = self._programmes[0]
         for programme in self._programmes:
             if reason := programme.unreachable(space.name):
                 raise BudgetUnreachable(reason)
+        if len(self._programmes) > 1:  # rejection is the less, the tighter the limit that leads
+            self._programmes.sort(key=lambda programme: programme.bounds()[1])
+        self._main = self._programmes[0]
         self._allowed = np.logical_and.reduce([each.useful for each in self._programmes])
         self._counts: dict[int, Counts] = {}
         self._last: tuple[object, Counts] | None = None
@@ -109,7 +111,7 @@ class Feasible:
         return (low if len(self._programmes) == 1 else 0), high
 
     def window(self) -> tuple[int, int]:
-        """Return the costs of `least` and `greatest`, in the first limit's unit."""
+        """Return the costs of `least` and `greatest`, in the tightest limit's unit."""
         return (
             self._main.cost_of(self._extreme(greatest=False)),
             self._main.cost_of(self._extreme(greatest=True)),
@@ -131,7 +133,7 @@ class Feasible:
         return self._graph.used(self._allowed)
 
     def least(self) -> Architecture:
-        """Return the cheapest feasible architecture, by the first limit's cost.
+        """Return the cheapest feasible architecture, by the tightest limit's cost.
 
         Exact where the limit has no lower end, or the costs are few; within a bin or two of it
         (about a ten-thousandth of the budget) elsewhere, and where further limits cut it off.
@@ -139,7 +141,7 @@ class Feasible:
         return self._graph.architecture(self._extreme(greatest=False))
 
     def greatest(self) -> Architecture:
-        """Return the dearest feasible architecture, by the first limit's cost; as `least`."""
+        """Return the dearest feasible architecture, by the tightest limit's cost; as `least`."""
         return self._graph.architecture(self._extreme(greatest=True))
 
     def nearest(self, arch: Architecture, rng: Random | None = None) -> Architecture:
@@ -234,7 +236,7 @@ class Feasible:
         return self._main.low <= self._main.cost_of(path) <= self._main.high
 
     def _others(self, path: list[int]) -> bool:
-        """Say whether a path lies within every limit but the first."""
+        """Say whether a path lies within every limit but the tightest."""
         return all(p.low <= p.cost_of(path) <= p.high for p in self._programmes[1:])
 
     def _extreme(self, *, greatest: bool) -> list[int]:

@@ -16,7 +16,7 @@ from mixnas import cluster
 from mixnas.asktell import Search, Trial
 from mixnas.evaluate import SupernetEvaluator
 from mixnas.jobs.problem import Plan, Problem
-from mixnas.jobs.settings import Listener
+from mixnas.jobs.settings import Listener, cores
 from mixnas.network import Network
 from mixnas.run import Run
 from mixnas.space import SearchSpace
@@ -28,7 +28,8 @@ CURVE = "supernet.csv"
 EVERY = 30.0
 """Seconds of training between checkpoints: what a kill can lose."""
 
-LOADERS = 4
+MOST_LOADERS = 4
+"""Processes that decode image files beside the training, at most."""
 
 
 def train_supernet(problem: Problem, plan: Plan, run: Run, listener: Listener) -> None:
@@ -50,7 +51,7 @@ def train_supernet(problem: Problem, plan: Plan, run: Run, listener: Listener) -
         batch=trainer.recipe.batch,
         seed=problem.settings.seed,
         start=trainer.step,
-        workers=LOADERS,
+        workers=min(MOST_LOADERS, cores()),
     )
     per_epoch = plan.steps / plan.epochs
     try:
