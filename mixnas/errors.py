@@ -69,8 +69,8 @@ class ExportMismatch(MixnasError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``"did you mean 'x'? (known: a, b)"``, or only the known names."""
+    """Return ``"did you mean 'x'? (known: a, b)"``, or only ``"known: a, b"``."""
     known = sorted(known)
     close = get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"{hint}(known: {', '.join(known)})"
+    names = f"known: {', '.join(known)}"
+    return f"did you mean '{close[0]}'? ({names})" if close else names

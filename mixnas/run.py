@@ -141,7 +141,7 @@ class Run:
         """Read a file by its suffix: ``.json`` as data, ``.csv`` as DataFrame, others as text.
 
         Raises:
-            RunConflict: if the run has no such file yet.
+            RunConflict: if the run has no such file yet, or it cannot be read.
         """
         path = self.file(name)
         if not path.is_file():
@@ -153,13 +153,26 @@ class Run:
             import pandas
 
             return pandas.read_csv(path)
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else text
+        try:
+            text = path.read_text(encoding="utf-8")
+            return json.loads(text) if path.suffix == ".json" else text
+        except ValueError:
+            raise self.broken(name) from None
+
+    def broken(self, name: str) -> RunConflict:
+        """Return the error that says that a file of the run is damaged, with the cure."""
+        return RunConflict(
+            f"{self.file(name)} is damaged; remove it and repeat the command that made the run: "
+            "what it held is made again"
+        )
 
     @property
     def stages(self) -> dict[str, dict[str, Any]]:
         """The stages that are done: when, and what `mark` was told about each."""
-        return self.read(STAGES) if self.file(STAGES).exists() else {}
+        stages = self.read(STAGES) if self.file(STAGES).exists() else {}
+        if not isinstance(stages, dict) or not all(isinstance(s, dict) for s in stages.values()):
+            raise self.broken(STAGES)
+        return stages
 
     def done(self, stage: str) -> bool:
         """Tell whether a stage has been marked as done."""
@@ -254,17 +267,25 @@ def agree(root: str | Path, name: str, settings: Mapping[str, Any]) -> None:
     """Refuse settings that differ from those of the run that stands there, if one does.
 
     Raises:
-        InvalidOption: if the name is not a plain one.
+        InvalidOption: if the name is not a plain one, or the folder cannot be made.
         RunConflict: naming the fields that differ.
     """
     path = Path(root) / _plain(name)
+    standing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not standing.is_dir() or not os.access(standing, os.W_OK):
+        raise InvalidOption(
+            f"run folder {path}: {standing} is no folder that can be written; give another --runs"
+        )
     if (path / SETTINGS).is_file():
         wanted = json.loads(json.dumps(dict(settings)))
         _compare(path, _read_settings(path)["settings"], wanted)
 
 
 def _compare(path: Path, was: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    if differing := differences(was, wanted):
+    differing = differences(was, wanted)
+    # What was resolved follows from what was asked: it is named only where it alone differs.
+    asked = [line for line in differing if not line.startswith(("found.", "inlined."))]
+    if differing := asked or differing:
         raise RunConflict(
             f"run {path} was made with other settings: {'; '.join(differing)}; "
             "give another --name, or the same settings to go on"

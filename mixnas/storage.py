@@ -64,7 +64,8 @@ class Held:
         except BlockingIOError:
             self.close()
             raise RunConflict(
-                f"{what} {path} is in use by another process; wait for it or give another --name"
+                f"{what} {path.parent} is in use by another process; "
+                "wait for it or give another --name"
             ) from None
 
     def close(self) -> None:

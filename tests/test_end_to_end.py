@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,6 +90,39 @@ def test_other_settings_in_the_same_folder_are_refused(found):
     assert done.stderr.count("\n") == 1
     assert "budget" in done.stderr
     assert "--name" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "junk"),
+    [("plan.json", b"[1]"), ("plan.json", b"\x80junk"), ("stages.json", b"[1]")],
+)
+def test_a_damaged_file_of_the_run_is_one_line_with_a_cure(found, tmp_path, name, junk):
+    folder, _ = found
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    (tmp_path / "runs" / "run" / name).write_bytes(junk)
+    done = call(tmp_path, "search", "--budget", "8MFLOPs", *SMALL)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("mixnas: ")
+    assert "Traceback" not in done.stderr
+    assert f"{name} is damaged; remove it and repeat" in done.stderr
+
+
+def test_what_is_removed_from_a_finished_run_is_made_again(found, tmp_path):
+    folder, _ = found
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    for name in ("summary.json", "best.json"):
+        (tmp_path / "runs" / "run" / name).unlink()
+    assert call(tmp_path, "search", "--budget", "8MFLOPs", *SMALL).returncode == 0
+    best = (folder / "runs" / "run" / "best.json").read_bytes()
+    assert (tmp_path / "runs" / "run" / "best.json").read_bytes() == best
+
+
+def test_too_short_a_time_leaves_nothing(tmp_path):
+    done = call(tmp_path, "search", "--budget", "8MFLOPs", "--space", "micro", "--time", "1s")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "too short" in done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_show_and_runs_tell_of_it(found):

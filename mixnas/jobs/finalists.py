@@ -28,13 +28,15 @@ from mixnas.network import build
 from mixnas.run import Run
 
 FINALISTS = 8
+PRODUCTS = ("trials.csv", "front.json", "best.json", "best.safetensors", "summary.json")
+"""What the stage leaves; what is missing of it is made again."""
 
 
 def name_winner(
     problem: Problem, plan: Plan, run: Run, trials: Sequence[Trial], listener: Listener
 ) -> None:
     """Judge the best again, time them whole, name the winner, write what was found."""
-    if run.done("finalists"):
+    if run.done("finalists") and all(run.file(name).exists() for name in PRODUCTS):
         return
     began = time.perf_counter()
     complete = sorted((t for t in trials if t.score), key=lambda t: (t.loss, t.number))

@@ -31,6 +31,7 @@ CALIBRATION = 4
 """Batches of training images that re-estimate a candidate's batch-norm statistics."""
 
 LATENCY = "latency.json"
+PLAN = "plan.json"
 EPOCHS = 26
 MOST_STEPS = {"cpu": 3000, "cuda": 50_000}
 LEAST_STEPS = 50
@@ -65,6 +66,11 @@ class Problem:
     tables: Mapping[str, CostTable]
     feasible: Feasible
     device: torch.device
+
+    @property
+    def begun(self) -> bool:
+        """Whether the run has a plan, by which it goes on."""
+        return (self.runs / self.name / PLAN).exists()
 
     def open_run(self) -> Run:
         """Make the run's folder, or take it up again.
@@ -161,6 +167,18 @@ class Plan:
     def from_dict(cls, data: Mapping[str, Any]) -> "Plan":
         """Read what `to_dict` wrote."""
         return cls(**{field.name: data[field.name] for field in fields(cls)})
+
+    @classmethod
+    def of(cls, run: Run) -> "Plan":
+        """Read the plan that a run was begun with.
+
+        Raises:
+            RunConflict: if it cannot be read.
+        """
+        try:
+            return cls.from_dict(run.read(PLAN))
+        except (KeyError, TypeError):
+            raise run.broken(PLAN) from None
 
     def rows(self, problem: Problem) -> dict[str, str]:
         """Return the plan for people: label to text."""

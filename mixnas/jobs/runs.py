@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mixnas.errors import InvalidOption, RunConflict
 from mixnas.jobs.settings import Settings
 from mixnas.run import Run
 from mixnas.run import runs as runs_in
@@ -21,6 +22,8 @@ def runs(folder: str | Path = "runs") -> list[dict[str, Any]]:
         For each: run (its name), folder, made (ISO time) and age (seconds since), budget, data,
         space, state, and of a finished one the winner's accuracy, flops and id.
     """
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise InvalidOption(f"runs {folder}: not a folder; give the folder of all runs")
     found = [_describe(run) for run in runs_in(folder)]
     return sorted(found, key=lambda row: str(row["made"]), reverse=True)
 
@@ -47,7 +50,7 @@ def _winner(run: Run) -> dict[str, Any]:
     """Return the winner's figures, none if there is no winner or its file is broken."""
     try:
         return dict(run.read("summary.json")["winner"]) if finished(run) else {}
-    except (ValueError, KeyError, TypeError):
+    except (RunConflict, ValueError, KeyError, TypeError):
         return {}
 
 

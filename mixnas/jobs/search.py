@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mixnas.jobs.finalists import name_winner
-from mixnas.jobs.problem import Plan, Problem, prepare, rehearse
+from mixnas.jobs.problem import PLAN, Plan, Problem, prepare, rehearse
 from mixnas.jobs.settings import Listener, Settings, Silent, at_least, cores
 from mixnas.jobs.stages import search_supernet, train_supernet
 from mixnas.run import Run
@@ -89,28 +89,22 @@ def search(
     at_least("workers", workers, 1)
     listener = listener or Silent()
     problem = prepare(settings, Path(runs), name, listener)
-    if dry_run:
-        plan = rehearse(problem, workers)
+    plan = None if problem.begun and not dry_run else rehearse(problem, workers)
+    if plan and dry_run:
         listener.plan(plan.rows(problem))
         return plan
     with problem.open_run() as run:
-        return _go_on(problem, run, workers, listener)
+        return _go_on(problem, run, workers, listener, plan)
 
 
-def _go_on(problem: Problem, run: Run, workers: int, listener: Listener) -> Run:
-    """Do what the run still lacks."""
-    plan = _plan(problem, run, workers)
+def _go_on(problem: Problem, run: Run, workers: int, listener: Listener, plan: Plan | None) -> Run:
+    """Do what the run still lacks, by the plan that it was begun with."""
+    if plan is None:
+        plan = Plan.of(run)
+    else:
+        run.write(PLAN, plan.to_dict())
     listener.plan(plan.rows(problem))
     train_supernet(problem, plan, run, listener)
     trials = search_supernet(problem, plan, run, workers, listener)
     name_winner(problem, plan, run, trials, listener)
     return run
-
-
-def _plan(problem: Problem, run: Run, workers: int) -> Plan:
-    """Return the plan that the run was begun with, or make it and keep it."""
-    if run.file("plan.json").exists():
-        return Plan.from_dict(run.read("plan.json"))
-    plan = rehearse(problem, workers)
-    run.write("plan.json", plan.to_dict())
-    return plan

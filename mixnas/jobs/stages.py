@@ -4,16 +4,19 @@ import io
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from pickle import UnpicklingError
 from typing import Any
 
 import pandas
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from mixnas import cluster
 from mixnas.asktell import Search, Trial
+from mixnas.errors import RunConflict
 from mixnas.evaluate import SupernetEvaluator
 from mixnas.jobs.problem import Plan, Problem
 from mixnas.jobs.settings import Listener, cores
@@ -81,11 +84,18 @@ class _Keeper:
         self.before = 0.0
         self.rows: list[dict[str, float]] = []
         if run.file(STATE).exists():
-            state = torch.load(run.file(STATE), map_location=trainer.device, weights_only=True)
-            trainer.restore(state["trainer"])
-            self.before = state["seconds"]
-            self.rows = state["rows"]
+            self._restore()
         self.began = self.kept = time.perf_counter()
+
+    def _restore(self) -> None:
+        """Go on from the state that the run keeps."""
+        path = self.run.file(STATE)
+        try:
+            state = torch.load(path, map_location=self.trainer.device, weights_only=True)
+            self.trainer.restore(state["trainer"])
+            self.before, self.rows = state["seconds"], state["rows"]
+        except (RuntimeError, EOFError, KeyError, TypeError, ValueError, UnpicklingError):
+            raise self.run.broken(STATE) from None
 
     def seconds(self, began: float) -> float:
         """Return how long the training took, over all its sittings."""
@@ -175,7 +185,13 @@ def _reporter(search: Search, listener: Listener) -> Callable[[Trial], None]:
 def supernet(problem: Problem, run: Run) -> Network:
     """Return the trained supernet, on the CPU."""
     network = Network(problem.space, len(problem.data.labels))
-    network.load_state_dict(load_tensors(run.file(WEIGHTS).read_bytes()))
+    try:
+        network.load_state_dict(load_tensors(run.file(WEIGHTS).read_bytes()))
+    except (OSError, RuntimeError, SafetensorError):
+        raise RunConflict(
+            f"{run.file(WEIGHTS)} is missing or damaged; remove {run.file('stages.json')} and "
+            "repeat the command that made the run: the supernet is trained again"
+        ) from None
     return network.to(memory_format=torch.channels_last).eval()
 
 
