@@ -221,7 +221,7 @@ class NaiveXNorm(nn.Module):
 
 
 class Case(NamedTuple):
-    """A mixer, its reference, and the authors' code over fused attention by size (speed.md)."""
+    """A mixer, its reference, and the authors' code over fused attention by size."""
 
     mixer: str
     options: dict[str, object]
@@ -415,7 +415,7 @@ def main() -> None:
             part = measure(options.cases.split(","), side, backward, options.rounds)
             print("\n".join(show(row) for row in part), flush=True)
             rows += part
-    print("\n* the authors' code over fused MHSA, timed once on another day: shared/speed.md")
+    print("\n* the authors' code over fused MHSA, timed apart, on another machine of 2 cores")
     slower = [
         f"{r.case} {r.side} backward={r.backward}" for r in rows if r.naive and r.naive[0] > 1
     ]

@@ -156,10 +156,10 @@ def test_counting_leaves_no_trace():
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
 
 
-ANCHORS = [  # dim 256, batch 1, one layer: seeds.md, section 6
+ANCHORS = [  # dim 256, batch 1, one layer: counted on the authors' code
     ("hilo", {"num_heads": 8, "window": 2, "alpha": 0.9}, 248_832, (36.064, 195.887, 1609.646)),
     ("hilo", {"num_heads": 8, "window": 2, "alpha": 0.5}, 230_400, (37.983, 181.436, 1197.801)),
-    ("aff", {}, 33_792, (7.340, 27.525, 106.430)),  # H Wf C^2: seeds.md has fvcore's rounded text
+    ("aff", {}, 33_792, (7.340, 27.525, 106.430)),  # H Wf C^2; fvcore rounds an einsum
     ("single_head", {"partial": 0.25}, 72_512, (17.323, 106.172, 1014.759)),
     ("additive", {"num_heads": 8}, 201_488, (39.438, 157.753, 631.013)),
     ("xnorm", {"num_heads": 8, "bottleneck": 1.0}, 263_176, (54.591, 218.366, 873.464)),
