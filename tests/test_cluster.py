@@ -114,7 +114,7 @@ from pathlib import Path
 from searching import Toy, make_evaluator
 from mixnas import cluster
 cluster.evaluate(Toy().search(Path({str(log)!r}), trials=60),
-                 partial(make_evaluator, 0.05), workers=2, batch=3)
+                 partial(make_evaluator, 0.3), workers=2, batch=3)
 """
     with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL) as process:
         while not (log.exists() and sum(t.state == "complete" for t in read_trials(log)) > 13):
