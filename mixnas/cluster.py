@@ -286,6 +286,7 @@ class _Worker(tune.Trainable):
         self._broken: str | None = None
         self._batch = config["batch"]
         try:
+            # From our own driver through Ray's store; never from a file.
             self._evaluate: Evaluator = cloudpickle.loads(make)()
         except Exception as error:  # reported by `step`, for Tune would only retry
             self._broken = _reason(error)
