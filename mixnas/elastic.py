@@ -158,7 +158,9 @@ class Conv(Elastic):
 
 
 class Depthwise(Elastic):
-    """A depth-wise square convolution without bias; the channels are the input's.
+    """A depth-wise square convolution; the channels are the input's.
+
+    It has no bias until a batch norm is folded into it (`mixnas.folding`).
 
     Args:
         channels: channels at most.
@@ -166,21 +168,26 @@ class Depthwise(Elastic):
         stride: step of the kernel.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(self, channels: int, kernel: int = 3, stride: int = 1) -> None:
         super().__init__()
         self.stride = stride
         self.weight = nn.Parameter(torch.empty(channels, 1, kernel, kernel))
+        self.register_parameter("bias", None)
         nn.init.normal_(self.weight, std=1 / kernel)
 
-    def narrow(self, x: Tensor) -> tuple[Tensor]:  # type: ignore[override]
-        """Return the kernels of this input's channels."""
-        return (corner(self.weight, x.shape[1]),)
+    def narrow(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Return the kernels, and the bias if there is one, of this input's channels."""
+        return tuple(corner(t, x.shape[1]) for t in self.stored())
 
     def forward(self, x: Tensor) -> Tensor:
         """Filter each channel of ``(B, C, H, W)`` on its own."""
-        (weight,) = self.narrow(x)
+        weight, *bias = self.narrow(x)
         padding = weight.shape[-1] // 2
-        return F.conv2d(x, weight, None, self.stride, padding, groups=x.shape[1])
+        return F.conv2d(
+            x, weight, bias[0] if bias else None, self.stride, padding, groups=x.shape[1]
+        )
 
 
 class BatchNorm(Elastic, nn.BatchNorm2d):

@@ -32,6 +32,7 @@ from mixnas.elastic import (
     tokens,
 )
 from mixnas.errors import NotInSpace
+from mixnas.folding import fold
 from mixnas.space import SearchSpace
 
 Segment = tuple[Any, ...]
@@ -56,6 +57,13 @@ class Local(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[no-redef]
         """Keep the shape ``(B, C, H, W)``."""
         return x + self.norm(self.conv(x))
+
+    def folded(self) -> Depthwise:
+        """Return the same as one convolution: the residual is a one in the kernel's middle."""
+        conv = fold(self.conv, self.norm)
+        middle = conv.weight.shape[-1] // 2
+        conv.weight[:, :, middle, middle] += 1
+        return conv
 
 
 class Mix(nn.Module):
@@ -121,6 +129,10 @@ class Merge(nn.Module):
     def forward(self, x: Tensor, width: int | None = None) -> Tensor:
         """Map ``(B, C, H, W)`` to ``(B, width, ceil(H / 2), ceil(W / 2))``."""
         return self.norm(self.conv(x, width))
+
+    def folded(self) -> Conv:
+        """Return the same as one convolution."""
+        return fold(self.conv, self.norm)
 
 
 class Classifier(Linear):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mixnas.arch import STEM_STRIDES
 from mixnas.elastic import BatchNorm, Conv
+from mixnas.folding import fold
 
 
 class ConvStem(nn.Module):
@@ -41,6 +42,13 @@ class ConvStem(nn.Module):
             x = norm(conv(x, width >> halving))
             x = F.relu(x) if halving else x
         return x
+
+    def folded(self) -> "ConvStem":
+        """Fold each norm into its convolution."""
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            fold(conv, norm)
+        self.norms = nn.ModuleList(nn.Identity() for _ in self.norms)
+        return self
 
 
 class PatchStem(nn.Module):

@@ -24,6 +24,26 @@ class TestEveryMixer(MixerContract):
     }
 
 
+@pytest.mark.parametrize("name", ["additive"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"score": "head"},
+        {"score": "head", "value": "own", "project": True},
+        {"value": "own", "qkv_bias": False},
+    ],
+    ids=str,
+)
+class TestAdditiveOptions(MixerContract):
+    """The laws again, for the readings of Fastformer that are not the default."""
+
+    choices = {"additive": {"head_width": (8, 16)}}
+
+    @pytest.fixture(autouse=True)
+    def _given(self, options):
+        self.options = {"additive": options}
+
+
 # The equations again, in numpy, one head, one window and one group at a time.
 
 
@@ -58,26 +78,36 @@ def numpy_attention(mixer, x, head_width):
     return y
 
 
-def numpy_additive(mixer, x, head_width):
+def numpy_additive(mixer, x, head_width, score="full", value="query", project=False):
     batch, width, height, columns = x.shape
     y = np.empty_like(x)
-    (wq, wk), (bq, bk) = array(mixer.query_key.weight), array(mixer.query_key.bias)
+    bias = mixer.query_key.bias
+    (wq, wk), (bq, bk) = array(mixer.query_key.weight), (0, 0) if bias is None else array(bias)
     wa, ba = array(mixer.query_score.weight)[0], array(mixer.query_score.bias)[0]
     wb, bb = array(mixer.key_score.value), array(mixer.key_score_bias.value)
     wt, bt = array(mixer.transform.weight)[0], array(mixer.transform.bias)[0]
+    heads = heads_of(width, head_width)
+
+    def pooled(t, weight, bias):
+        """Each head's channels, weighted by its own score of every token."""
+        parts = []
+        for i, s in enumerate(heads):
+            scores = t[:, s] @ weight[0] + bias[0] if score == "head" else t @ weight[i] + bias[i]
+            parts.append(softmax(scores / np.sqrt(head_width), 0) @ t[:, s])
+        return np.concatenate(parts)
+
     for b in range(batch):
         t = x[b].reshape(width, -1).T
         q, k = t @ wq.T + bq, t @ wk.T + bk
-        alpha = softmax((q @ wa.T + ba) / np.sqrt(head_width), 0)
-        g = np.concatenate(
-            [alpha[:, i] @ q[:, s] for i, s in enumerate(heads_of(width, head_width))]
-        )
-        p = g * k
-        beta = softmax((p @ wb.T + bb) / np.sqrt(head_width), 0)
-        gk = np.concatenate(
-            [beta[:, i] @ p[:, s] for i, s in enumerate(heads_of(width, head_width))]
-        )
-        y[b] = ((gk * q) @ wt.T + bt + q).T.reshape(width, height, columns)
+        v = q
+        if value == "own":
+            bias = 0 if mixer.value.bias is None else array(mixer.value.bias)[0]
+            v = t @ array(mixer.value.weight)[0].T + bias
+        p = pooled(q, wa, ba) * k
+        out = (pooled(p, wb, bb) * v) @ wt.T + bt + q
+        if project:
+            out = out @ array(mixer.project.weight)[0].T + array(mixer.project.bias)[0]
+        y[b] = out.T.reshape(width, height, columns)
     return y
 
 
@@ -202,6 +232,15 @@ def silu(t):
 CASES = [
     ("attention", {"head_width": 8}, numpy_attention, {"head_width": 8}),
     ("additive", {"head_width": 8}, numpy_additive, {"head_width": 8}),
+    *(
+        ("additive", {"head_width": 8, **option}, numpy_additive, {"head_width": 8, **option})
+        for option in (
+            {"score": "head"},
+            {"value": "own"},
+            {"score": "head", "value": "own", "project": True},
+        )
+    ),
+    ("additive", {"head_width": 8, "qkv_bias": False}, numpy_additive, {"head_width": 8}),
     ("xnorm", {"head_width": 8}, numpy_xnorm, {"head_width": 8}),
     ("xnorm", {"head_width": 8, "eps": 0.0}, numpy_xnorm, {"head_width": 8}),
     ("xnorm", {"head_width": 8, "bottleneck": 0.5}, numpy_xnorm, {"head_width": 8}),
@@ -302,6 +341,9 @@ def test_single_head_takes_the_published_parts(channels):
         ("single_head", {"partial": 0.25}, 72_512),
         ("additive", {"num_heads": 8}, 201_488),
         ("additive", {"num_heads": 16}, 205_600),
+        ("additive", {"num_heads": 8, "score": "head"}, 3 * 256**2 + 3 * 256 + 2 * 33),
+        ("additive", {"num_heads": 8, "value": "own"}, 201_488 + 256**2 + 256),
+        ("additive", {"num_heads": 8, "project": True}, 201_488 + 256**2 + 256),
         ("xnorm", {"num_heads": 8}, 263_176),
         ("xnorm", {"num_heads": 8, "bottleneck": 0.5}, 131_720),
         ("attention", {"num_heads": 8}, 4 * 256**2 + 4 * 256),
@@ -358,6 +400,8 @@ def test_names_and_aliases():
         ("hilo", {"windw": 2}, "no knob 'windw'; did you mean 'window'"),
         ("single_head", {"partial": 0.0}, "partial=0.0"),
         ("xnorm", {"bottleneck": 0.0}, "bottleneck=0.0 is not positive"),
+        ("additive", {"score": "heads"}, "no score 'heads'; did you mean 'head'"),
+        ("additive", {"value": "key"}, "no value 'key'; did you mean 'query'"),
         ("identity", {"num_heads": 2}, "no knob 'num_heads'"),
     ],
 )

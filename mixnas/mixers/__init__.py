@@ -101,7 +101,10 @@ class Mixer(nn.Module):
 
     @classmethod
     def check(cls, dim: int, **knobs: Knob) -> str | None:
-        """Say why these knobs cannot work at this width, or return None."""
+        """Say why these knobs cannot work at this width, or return None.
+
+        Options that are no knobs come along where they were given.
+        """
         return None
 
 
@@ -187,8 +190,9 @@ def create(name: str, dim: int, **options: Any) -> Mixer:
         if option not in known:
             raise InvalidSpace(f"{where}: no knob '{option}'; {did_you_mean(option, known)}")
     choices = {k: options.get(k, values[0]) for k, values in mixer.knobs.items()}
+    fixed = {k: value for k, value in options.items() if k not in choices}
     for values in product(*(v if isinstance(v, tuple) else (v,) for v in choices.values())):
-        reason = mixer.check(dim, **dict(zip(choices, values, strict=True)))
+        reason = mixer.check(dim, **fixed, **dict(zip(choices, values, strict=True)))
         if reason:
             raise InvalidSpace(f"{where}: {reason}")
     return mixer(dim, **options)

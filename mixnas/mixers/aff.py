@@ -2,26 +2,42 @@
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixnas.arch import Knob
 from mixnas.elastic import Table
+from mixnas.errors import InvalidSpace, did_you_mean
 from mixnas.mixers import Mixer, in_graph, register
 
 GROUPS = 8
-"""Blocks of the block-diagonal mask network."""
-
-SHRINK = 0.01
-"""Soft-shrink threshold of the mask."""
+"""Blocks of the published block-diagonal mask network."""
 
 TINY = 128
 """Up to so many positions a transform is quicker as one matrix product (timed on CPUs)."""
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu}
+LEAK = 0.1
+"""Slope of the leaky ReLU below 0."""
+
+SLOPE = 0.25
+"""Initial slope of the learnt ReLU (PReLU) below 0."""
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "hard_swish": F.hardswish,
+    "relu6": F.relu6,
+    "leaky_relu": partial(F.leaky_relu, negative_slope=LEAK),
+    "sigmoid": torch.sigmoid,
+    "hard_sigmoid": F.hardsigmoid,
+    "tanh": torch.tanh,
+}
+"""Activations without weights; ``"prelu"`` has some."""
+
+Grouping = Literal["interleaved", "contiguous"]
 
 
 @cache
@@ -60,75 +76,125 @@ class AFF(Mixer):
     The real parts alone of frequency 0 (and of Nyquist, W even) enter the last synthesis over
     W, since M X has not the symmetry of a real signal's spectrum there.
 
-    A channel keeps its group under slicing: channel f belongs to group ``f % 8``. The published
-    grouping is contiguous, ``f // c``: the same function up to a fixed permutation of the
-    channels, which a loader of published weights applies. Half precision is computed in
-    float32, transforms and soft-shrink having no half kernels.
+    Half precision is computed in float32, transforms and soft-shrink having no half kernels.
 
-    Parameters C^2 / 2 + 4C; multiply-adds H Wf C^2 and two transforms: O(N log N). Small grids
-    are transformed by one matrix product; a traced or compiled graph always holds the
+    With G groups and expansion r the parameters are 4r C^2 / G + 2(r + 1) C (as published
+    C^2 / 2 + 4C) and the multiply-adds 8r H Wf C^2 / G and two transforms: O(N log N). Small
+    grids are transformed by one matrix product; a traced or compiled graph always holds the
     transform.
 
     Args:
-        dim: channels C at most, a multiple of 8.
-        activation: ``"relu"`` as in the paper, or ``"silu"``.
+        dim: channels C at most, a multiple of the groups.
+        activation: ``"relu"`` as in the paper, ``"silu"`` or another of `ACTIVATIONS`, or
+            ``"prelu"``, which learns one slope for real and one for imaginary parts.
+        grouping: ``"interleaved"``: channel f belongs to group ``f % G`` and so keeps its group
+            at every width, which shared weights want. ``"contiguous"``: to group ``f // c``, as
+            published, for a fixed width: a network of the authors' weights, whose other layers
+            see the channels in that order. At one width the two are the same function up to a
+            fixed permutation of the channels.
+        groups: G, blocks of the mask network; fewer see more channels, at more cost.
+        expansion: r, hidden channels of the mask network over C (published: 1).
+        threshold: of the soft-shrink; 0 keeps the mask as it is, more make it sparser.
+
+    Raises:
+        InvalidSpace: if the groups do not divide the width, or an option is unknown.
     """
 
     summary = "AFF (AFFNet): a learnt mask on the Fourier spectrum; O(N log N)"
 
-    def __init__(self, dim: int, *, activation: Literal["relu", "silu"] = "relu") -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        activation: str = "relu",
+        grouping: Grouping = "interleaved",
+        groups: int = GROUPS,
+        expansion: int = 1,
+        threshold: float = 0.01,
+    ) -> None:
         super().__init__(dim)
-        self.activation = ACTIVATIONS[activation]
-        width = dim // GROUPS
+        reason = self.check(dim, groups=groups, activation=activation, grouping=grouping)
+        if reason:
+            raise InvalidSpace(f"mixer 'aff' at width {dim}: {reason}")
+        self.activation = ACTIVATIONS.get(activation)
+        self.contiguous = grouping == "contiguous"
+        self.groups, self.expansion, self.threshold = groups, expansion, threshold
+        width = dim // groups
+        hidden = width * expansion
         init = partial(nn.init.normal_, std=0.02)
-        self.weight_in = Table(2, GROUPS, width, width, init=init)
-        self.bias_in = Table(2, GROUPS, width, init=init)
-        self.weight_out = Table(2, GROUPS, width, width, init=init)
-        self.bias_out = Table(2, GROUPS, width, init=init)
+        self.weight_in = Table(2, groups, hidden, width, init=init)
+        self.bias_in = Table(2, groups, hidden, init=init)
+        self.weight_out = Table(2, groups, width, hidden, init=init)
+        self.bias_out = Table(2, groups, width, init=init)
+        if self.activation is None:
+            self.slopes = Table(2, init=partial(nn.init.constant_, val=SLOPE))
 
     @classmethod
-    def check(cls, dim: int, **knobs: Knob) -> str | None:
-        """Groups must divide the width."""
-        return f"it is not a multiple of {GROUPS} (groups of channels)" if dim % GROUPS else None
+    def check(cls, dim: int, **knobs: Any) -> str | None:
+        """Groups must divide the width; activation and grouping must be known."""
+        groups, activation = knobs.get("groups", GROUPS), knobs.get("activation", "prelu")
+        if groups < 1 or dim % groups:
+            return f"it is not a multiple of {groups} (groups of channels)"
+        if activation not in {*ACTIVATIONS, "prelu"}:
+            known = did_you_mean(str(activation), {*ACTIVATIONS, "prelu"})
+            return f"no activation '{activation}'; {known}"
+        if knobs.get("grouping", "contiguous") not in ("interleaved", "contiguous"):
+            return f"no grouping '{knobs['grouping']}'; known: interleaved, contiguous"
+        return None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, C, H, W)`` to the same shape."""
         with torch.autocast(x.device.type, enabled=False):
             full = x.to(torch.promote_types(x.dtype, torch.float32))
-            grouped = full.unflatten(1, (-1, GROUPS))
+            grouped = self.grouped(full)
             small = x.shape[2] * x.shape[3] <= TINY and not in_graph(x)
             mixed = self.by_product(grouped) if small else self.by_transform(grouped)
-            return (grouped + mixed).flatten(1, 2).to(x.dtype)
+            y = grouped + mixed
+            return (y.transpose(1, 2) if self.contiguous else y).flatten(1, 2).to(x.dtype)
+
+    def grouped(self, x: Tensor) -> Tensor:
+        """View ``(B, C, H, W)`` as ``(B, c, groups, H, W)``."""
+        if self.contiguous:
+            return x.unflatten(1, (self.groups, -1)).transpose(1, 2)
+        return x.unflatten(1, (-1, self.groups))
 
     def by_transform(self, x: Tensor) -> Tensor:
-        """Filter ``(B, c, 8, H, W)``; the transform wants its planes contiguous anyway."""
+        """Filter ``(B, c, G, H, W)``; the transform wants its planes contiguous anyway."""
         spectrum = torch.fft.rfft2(x.transpose(1, 2).contiguous(), norm="ortho")
         masked = self.mask(spectrum.flatten(3)).view_as(spectrum)
         return torch.fft.irfft2(masked, s=x.shape[3:], norm="ortho").transpose(1, 2)
 
     def by_product(self, x: Tensor) -> Tensor:
-        """Filter ``(B, c, 8, H, W)`` on a small grid; groups first, so that products are few."""
+        """Filter ``(B, c, G, H, W)`` on a small grid; groups first, so that products are few."""
         batch, width, _, *size = x.shape
         forth, back = transforms(*size, x.dtype, x.device)
         parts = torch.matmul(x.permute(2, 1, 0, 3, 4).flatten(3), forth)
         spectrum = torch.view_as_complex(parts.unflatten(-1, (-1, 2)))
         masked = torch.view_as_real(self.mask(spectrum.flatten(2)))
-        y = torch.matmul(masked.view(GROUPS, width, batch, -1), back)
+        y = torch.matmul(masked.view(self.groups, width, batch, -1), back)
         return y.unflatten(3, size).permute(2, 1, 0, 3, 4)
 
     def mask(self, spectrum: Tensor) -> Tensor:
-        """Return the spectrum ``(..., 8, c, F)`` times its mask."""
+        """Return the spectrum ``(..., G, c, F)`` times its mask."""
         width = spectrum.shape[-2]
-        real = spectrum.real.dtype
+        hidden = width * self.expansion
 
-        def linear(z: Tensor, weight: Table, bias: Table) -> Tensor:
+        def linear(z: Tensor, weight: Table, bias: Table, out: int) -> Tensor:
             """Map the channels of each group, as complex numbers."""
-            matrix = torch.complex(*weight(2, GROUPS, width, width).to(real))
-            return (
-                torch.matmul(matrix, z) + torch.complex(*bias(2, GROUPS, width).to(real))[..., None]
-            )
+            real = spectrum.real.dtype
+            matrix = torch.complex(*weight(2, self.groups, out, z.shape[-2]).to(real))
+            shift = torch.complex(*bias(2, self.groups, out).to(real))
+            return torch.matmul(matrix, z) + shift[..., None]
 
-        hidden = self.activation(torch.view_as_real(linear(spectrum, self.weight_in, self.bias_in)))
-        logits = linear(torch.view_as_complex(hidden), self.weight_out, self.bias_out)
-        mask = F.softshrink(torch.view_as_real(logits), SHRINK)
+        z = torch.view_as_real(linear(spectrum, self.weight_in, self.bias_in, hidden))
+        logits = linear(
+            torch.view_as_complex(self.activate(z)), self.weight_out, self.bias_out, width
+        )
+        mask = F.softshrink(torch.view_as_real(logits), self.threshold)
         return torch.view_as_complex(mask) * spectrum
+
+    def activate(self, z: Tensor) -> Tensor:
+        """Activate real and imaginary parts ``(..., 2)``, each on its own."""
+        if self.activation is not None:
+            return self.activation(z)
+        return torch.where(z > 0, z, z * self.slopes(2).to(z.dtype))

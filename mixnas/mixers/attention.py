@@ -11,8 +11,10 @@ from mixnas.elastic import Linear, grid, tokens
 from mixnas.mixers import Choices, Mixer, heads_fit, register
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, head_width: int) -> Tensor:
-    """Softmax attention, heads side by side on the last axis, scale ``head_width ** -0.5``.
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, head_width: int, scale: float | None = None
+) -> Tensor:
+    """Softmax attention, heads side by side on the last axis.
 
     Strided views of a fused projection are taken as they are: the fused kernels of
     `scaled_dot_product_attention` need no copy.
@@ -22,6 +24,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, head_width: int) -> Tensor
         key: ``(B, M, C)``.
         value: ``(B, M, C)``.
         head_width: channels of one head; divides C.
+        scale: factor of the scores, ``head_width ** -0.5`` by default.
 
     Returns:
         ``(B, N, C)``.
@@ -29,7 +32,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, head_width: int) -> Tensor
     query, key, value = (
         t.unflatten(-1, (-1, head_width)).transpose(1, 2) for t in (query, key, value)
     )
-    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    mixed = F.scaled_dot_product_attention(query, key, value, scale=scale)
+    return mixed.transpose(1, 2).flatten(2)
 
 
 @register("attention")
@@ -41,15 +45,16 @@ class Attention(Mixer):
     Args:
         dim: channels C at most, a multiple of `head_width`.
         head_width: channels d of one head; a narrower slice drops heads.
+        qkv_bias: whether query, key and value have a bias.
     """
 
     knobs: ClassVar[Mapping[str, tuple[Knob, ...]]] = {"head_width": (32,)}
     shift_invariant = ("query_key_value.bias[1]",)
     summary = "control: multi-head softmax attention over all pairs of tokens; O(N^2)"
 
-    def __init__(self, dim: int, *, head_width: Choices = 32) -> None:
+    def __init__(self, dim: int, *, head_width: Choices = 32, qkv_bias: bool = True) -> None:
         super().__init__(dim, head_width=head_width)
-        self.query_key_value = Linear(dim, dim, groups=3)
+        self.query_key_value = Linear(dim, dim, groups=3, bias=qkv_bias)
         self.project = Linear(dim, dim)
 
     @classmethod

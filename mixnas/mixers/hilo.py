@@ -46,6 +46,7 @@ class HiLo(Mixer):
         window: side s of a window.
         alpha: share of the heads that are low.
         qkv_bias: whether queries, keys and values have a bias (every LITv2 has).
+        scale: factor of the scores, ``head_width ** -0.5`` by default (every LITv2's).
     """
 
     knobs: ClassVar[Mapping[str, tuple[Knob, ...]]] = {
@@ -64,8 +65,10 @@ class HiLo(Mixer):
         window: Choices = 2,
         alpha: Choices = 0.5,
         qkv_bias: bool = True,
+        scale: float | None = None,
     ) -> None:
         super().__init__(dim, head_width=head_width, window=window, alpha=alpha)
+        self.scale = scale
         options = product(*(self.choices[name] for name in ("head_width", "window", "alpha")))
         splits = [split(dim, *option) for option in options]
         high, low = (max(sizes) for sizes in zip(*splits, strict=True))
@@ -123,12 +126,12 @@ class HiLo(Mixer):
         """Attend inside each window of ``(B, M, s^2, C)``; return ``(B, M, s^2, channels)``."""
         fused = self.high_query_key_value(windows, channels).flatten(0, 1)
         query, key, value = fused.chunk(3, dim=-1)
-        mixed = attend(query, key, value, head_width)
+        mixed = attend(query, key, value, head_width, self.scale)
         return self.high_project(mixed, channels).unflatten(0, windows.shape[:2])
 
     def low(self, windows: Tensor, channels: int, head_width: int) -> Tensor:
         """Attend to the means of the windows; return ``(B, M, s^2, channels)``."""
         query = self.low_query(windows, channels).flatten(1, 2)
         key, value = self.low_key_value(windows.mean(dim=2), channels).chunk(2, dim=-1)
-        mixed = attend(query, key, value, head_width)
+        mixed = attend(query, key, value, head_width, self.scale)
         return self.low_project(mixed, channels).unflatten(1, windows.shape[1:3])
