@@ -53,7 +53,7 @@ class InvalidOption(MixnasError):
 
 
 class TrainingDiverged(MixnasError):
-    """The supernet's loss became non-finite or exploded and did not recover."""
+    """A training's loss or gradient became non-finite or exploded, and did not recover."""
 
 
 class EvaluationFailed(MixnasError):
@@ -62,6 +62,14 @@ class EvaluationFailed(MixnasError):
 
 class StorageFull(MixnasError):
     """The disk refused a write; what was there before is still whole."""
+
+
+class UnknownNetwork(MixnasError):
+    """No published network has that name."""
+
+
+class InvalidCheckpoint(MixnasError):
+    """A file of weights that cannot be read safely, or that belongs to another network."""
 
 
 class ExportMismatch(MixnasError):

@@ -78,10 +78,12 @@ class MixerContract:
 
     Attributes:
         choices: by mixer, choices of its knobs to try in place of its own `knobs`.
+        options: by mixer, what else its constructor is given: options that are no knobs.
         widths: the widths to try; the greatest is the one that the others are cut from.
     """
 
     choices: ClassVar[Mapping[str, Mapping[str, tuple[Knob, ...]]]] = {}
+    options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     widths: ClassVar[tuple[int, ...]] = (64, 32)
 
     def offered(self, name: str) -> dict[str, tuple[Knob, ...]]:
@@ -97,9 +99,13 @@ class MixerContract:
                 if mixers.get(name).check(width, **knobs) is None:
                     yield width, knobs
 
+    def build(self, name: str, width: int, **knobs: Any) -> mixers.Mixer:
+        """Build the mixer at one width, each knob a value or a tuple of choices."""
+        return mixers.get(name)(width, **knobs, **self.options.get(name, {}))
+
     def widest(self, name: str) -> mixers.Mixer:
         """Build the mixer at the greatest width with all choices, randomised, in float64."""
-        mixer = mixers.get(name)(max(self.widths), **self.offered(name))
+        mixer = self.build(name, max(self.widths), **self.offered(name))
         randomise(mixer)
         return mixer.double().eval()
 
@@ -137,7 +143,7 @@ class MixerContract:
         mixer = self.widest(name)
         for width, knobs in self.settings(name):
             x = images(2, width, (7, 9), torch.float64)
-            alone = mixers.get(name)(width, **knobs)
+            alone = self.build(name, width, **knobs)
             randomise(alone, seed=1)
             alone.double().eval()
             extract_weights(mixer, alone, lambda x=x, knobs=knobs: mixer(x, **knobs))  # type: ignore[misc]
@@ -147,7 +153,7 @@ class MixerContract:
     def test_every_parameter_learns(self, name: str) -> None:
         """A mixer of one setting has no parameter without a gradient, but for declared ones."""
         for width, knobs in self.settings(name):
-            mixer = mixers.get(name)(width, **knobs)
+            mixer = self.build(name, width, **knobs)
             randomise(mixer)
             mixer.double().train()
             x = images(3, width, (7, 9), torch.float64)
@@ -194,7 +200,8 @@ class MixerContract:
     def test_exports(self, name: str) -> None:
         """`torch.export` takes it, at any batch."""
         width, knobs = next(self.settings(name))
-        mixer = randomise(mixers.get(name)(width, **knobs)).eval()
+        mixer = self.build(name, width, **knobs)
+        randomise(mixer).eval()
         x = images(2, width, (7, 9), torch.float32)
         batch = {"x": {0: torch.export.Dim("batch", min=1, max=64)}}
         program = torch.export.export(mixer, (x,), dynamic_shapes=batch)

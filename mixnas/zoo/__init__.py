@@ -1,0 +1,106 @@
+"""The zoo: five published systems, whole, built of mixnas's own mixers.
+
+Each file is one system and ends with its `SYSTEM`; `create` builds any of their networks by its
+published name, `names` lists them. A sixth system is one more file.
+"""
+
+import importlib
+import pkgutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mixnas.errors import InvalidOption, UnknownNetwork, did_you_mean
+from mixnas.zoo.checkpoint import load_checkpoint
+from mixnas.zoo.system import System, Variant
+
+__all__ = ["System", "Variant", "create", "get", "names", "options", "systems"]
+
+
+@cache
+def systems() -> dict[str, System]:
+    """Return the systems by the name of their file."""
+    modules = [importlib.import_module(f"{__name__}.{m.name}") for m in _files()]
+    return {m.__name__.rpartition(".")[2]: m.SYSTEM for m in modules if hasattr(m, "SYSTEM")}
+
+
+def _files() -> list[pkgutil.ModuleInfo]:
+    return sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name)
+
+
+def names() -> list[str]:
+    """Return the names of the published networks, system by system, small to large."""
+    return [name for system in systems().values() for name in system.variants]
+
+
+def get(name: str) -> tuple[System, Variant]:
+    """Return a network's system and what is published of it.
+
+    Raises:
+        UnknownNetwork: if there is none of that name; the message names the nearest.
+    """
+    for system in systems().values():
+        if name in system.variants:
+            return system, system.variants[name]
+    raise UnknownNetwork(f"zoo: no network '{name}'; {did_you_mean(name, names())}")
+
+
+def options(name: str, width: float = 1.0) -> dict[str, Any]:
+    """Return the settings of a network, every width of it times a factor.
+
+    Raises:
+        UnknownNetwork: if there is none of that name.
+        InvalidOption: if the factor is not positive.
+    """
+    system, variant = get(name)
+    if not 0 < width < float("inf"):
+        raise InvalidOption(f"zoo '{name}': width={width} must be above 0; 1 is as published")
+    return dict(variant.options) if width == 1 else system.widen(variant.options, width)
+
+
+def create(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    image: int | tuple[int, int] | None = None,
+    width: float = 1.0,
+    checkpoint: str | Path | None = None,
+    **settings: Any,
+) -> nn.Module:
+    """Build a published network.
+
+    Args:
+        name: one of `names()`.
+        num_classes: classes of the head; 0 for features only.
+        in_chans: channels of the images.
+        image: side of the images in pixels, or height and width; the published one by default.
+            Only networks with a table of positions depend on it.
+        width: a factor on every width, rounded to what the system can have; 1 is as published.
+        checkpoint: a file of the authors' weights (safetensors, or PyTorch's own, of which
+            tensors alone are read).
+        settings: override the variant's own, for networks that the tables do not list.
+
+    Raises:
+        UnknownNetwork: if there is none of that name.
+        InvalidOption: if a setting is unknown or makes no sense.
+        InvalidCheckpoint: if the weights cannot be read or are of another network.
+    """
+    system, variant = get(name)
+    given = options(name, width)
+    for setting in settings:
+        if setting not in given:
+            raise InvalidOption(
+                f"zoo '{name}': no setting '{setting}'; {did_you_mean(setting, given)}"
+            )
+    network = system.network(
+        num_classes=num_classes,
+        in_chans=in_chans,
+        image=variant.image if image is None else image,
+        **{**given, **settings},
+    )
+    if checkpoint is not None:
+        load_checkpoint(network, Path(checkpoint), name, system)
+    return network
