@@ -1,7 +1,7 @@
 """What judges an architecture: by the supernet's weights, or from a table of recorded scores."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -129,16 +129,43 @@ def recalibrate(network: torch.nn.Module, batches: Sequence[Tensor]) -> None:
     network.eval()
 
 
-@torch.inference_mode()
-def score(network: torch.nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Score:
-    """Classify batches of images ``(B, C, H, W)`` and compare with labels ``(B,)``."""
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a network answered, image by image, in the order of the batches.
+
+    Attributes:
+        right: whether each image was classified rightly, bool ``(images,)``.
+        losses: the cross-entropy of each in nats, float64 ``(images,)``.
+    """
+
+    right: Tensor
+    losses: Tensor
+
+    def score(self) -> Score:
+        """Return their means."""
+        images = len(self.losses)
+        error = float(self.losses.std(correction=0)) / math.sqrt(images)
+        return Score(float(self.right.double().mean()), float(self.losses.mean()), images, error)
+
+
+@torch.no_grad()
+def answers(network: torch.nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Answers:
+    """Classify batches of images ``(B, C, H, W)`` and compare each with its label ``(B,)``.
+
+    The network is left in evaluation mode, and gets the images on its own device; the answers
+    are on the CPU.
+    """
+    network.eval()
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     right: list[Tensor] = []
     losses: list[Tensor] = []
-    for inputs, labels in batches:
-        logits = network(inputs).float()
-        right.append(logits.argmax(1) == labels)
-        losses.append(F.cross_entropy(logits, labels, reduction="none"))
-    hits, loss = torch.cat(right).double(), torch.cat(losses).double()
-    images = len(loss)
-    error = float(loss.std(correction=0)) / math.sqrt(images)
-    return Score(float(hits.mean()), float(loss.mean()), images, error)
+    for images, labels in batches:
+        logits, truth = network(images.to(device)).float(), labels.to(device)
+        right.append((logits.argmax(1) == truth).cpu())
+        losses.append(F.cross_entropy(logits, truth, reduction="none").cpu())
+    return Answers(torch.cat(right), torch.cat(losses).double())
+
+
+def score(network: torch.nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Score:
+    """Return accuracy and loss on batches of images ``(B, C, H, W)`` and labels ``(B,)``."""
+    return answers(network, batches).score()

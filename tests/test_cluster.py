@@ -1,4 +1,4 @@
-"""A search through real Ray Tune: the same trials for any number of workers, and a clean end."""
+"""Ray, for real: a search's trials are the same for any number of workers; tasks; a clean end."""
 
 import logging
 import os
@@ -13,11 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from searching import Toy, evaluate, finish, make_evaluator
 
 from mixnas import cluster
 from mixnas.asktell import read_trials
-from mixnas.errors import EvaluationFailed
+from mixnas.errors import EvaluationFailed, InvalidOption
+from mixnas.evaluate import Failure
 
 pytestmark = [
     pytest.mark.ray,
@@ -77,7 +79,7 @@ def test_workers_do_not_change_the_trials(toy, tmp_path, monkeypatch, capfd):
     assert output.out == output.err == ""
 
 
-def test_bad_architectures_fail_alone(toy, tmp_path):
+def test_bad_architectures_fail_alone(toy, tmp_path, capfd):
     preview = toy.search(tmp_path / "preview", trials=30, population=10)
     first = [preview.ask().arch.id for _ in range(10)]
     search = toy.search(tmp_path / "log", trials=30, population=10)
@@ -90,6 +92,8 @@ def test_bad_architectures_fail_alone(toy, tmp_path):
         3: "the worker process died, 3 times (out of memory?)",
         6: "non-finite loss",
     }
+    output = capfd.readouterr()
+    assert output.out == output.err == ""
 
 
 def test_an_evaluator_that_cannot_be_built(toy, tmp_path):
@@ -138,8 +142,120 @@ cluster.evaluate(Toy().search(Path({str(log)!r}), trials=60),
         pass  # sweeps away what the killed driver left
 
 
+def _heard_by(processes: list[psutil.Process]) -> set[str]:
+    """Return the addresses on which processes listen."""
+    sockets = [c for p in processes for c in p.net_connections("inet") if c.status == "LISTEN"]
+    return {socket.laddr.ip.removeprefix("::ffff:") for socket in sockets}
+
+
 def _is_agent(process: psutil.Process) -> bool:
     try:
         return "agent" in " ".join([process.name(), *process.cmdline()]).lower()
     except psutil.NoSuchProcess:
         return False
+
+
+def perform(task, greeting="hello"):
+    """A task for `each`: does what it says."""
+    while "until" in task and not Path(task["until"]).exists():
+        time.sleep(0.01)
+    if task.get("raises"):
+        raise ValueError("no such\nnetwork")
+    if task.get("kills"):
+        with Path(task["kills"]).open("a") as file:
+            file.write("x")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"greeting": greeting, "name": task["name"], "threads": torch.get_num_threads()}
+
+
+def meet(task):
+    """Wait until another process is at work too; return both processes' numbers."""
+    folder = Path(task)
+    (folder / str(os.getpid())).touch()
+    until = time.monotonic() + 60
+    while len(list(folder.iterdir())) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    return sorted(path.name for path in folder.iterdir()), torch.get_num_threads()
+
+
+def test_tasks_come_back_as_they_finish_and_bad_ones_fail_alone(tmp_path, capfd):
+    tasks = [
+        {"name": "slow", "until": str(tmp_path / "last")},
+        {"name": "quick"},
+        {"name": "wrong", "raises": True},
+        {"name": "deadly", "kills": str(tmp_path / "deaths")},
+        {"name": "last"},
+    ]
+    results = []
+    for index, result in cluster.each(partial(perform, greeting="hi"), tasks, workers=2):
+        results.append((index, result))
+        if index == 4:
+            (tmp_path / "last").touch()
+    order = [index for index, _ in results]
+    assert order[0] == 1
+    assert order.index(0) > order.index(4)
+    assert sorted(order) == list(range(5))
+    found = dict(results)
+    assert [found[i]["name"] for i in (0, 1, 4)] == ["slow", "quick", "last"]
+    assert all(found[i]["greeting"] == "hi" for i in (0, 1, 4))
+    assert all(found[i]["threads"] == 1 for i in (0, 1, 4))
+    assert found[2] == Failure("ValueError: no such network")
+    assert found[3] == Failure("the worker process died, 3 times (out of memory?)")
+    assert (tmp_path / "deaths").read_text() == "xxx"
+    output = capfd.readouterr()
+    assert output.out == output.err == ""
+
+
+def test_workers_work_at_once_with_the_threads_they_are_given(tmp_path):
+    answers = cluster.each(meet, [str(tmp_path)] * 2, workers=2, threads=2)
+    (_, first), (_, second) = answers
+    assert first == second
+    assert len(first[0]) == 2
+    assert str(os.getpid()) not in first[0]
+    assert first[1] == 2
+
+
+def test_tasks_closed_early_leave_nothing_and_a_search_can_follow(toy, tmp_path):
+    tasks = [
+        {"name": "quick"},
+        *({"name": "long", "until": str(tmp_path / "never")} for _ in range(3)),
+    ]
+    answers = cluster.each(perform, tasks, workers=2)
+    assert next(answers)[0] == 0
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    assert _heard_by(family) == {"127.0.0.1"}  # nobody else on the network can reach it
+    answers.close()
+    assert psutil.Process().children(recursive=True) == []
+    assert list(cluster.each(perform, [], workers=2)) == []
+    search = toy.search(tmp_path / "log", trials=10, population=5)
+    cluster.evaluate(search, make_evaluator, workers=1, batch=5)
+    assert search.finished
+
+
+def test_tasks_end_at_an_interrupt(tmp_path):
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from mixnas import cluster
+from test_cluster import perform
+tasks = [{{"name": "quick"}}, *({{"name": "long", "until": "/never"}} for _ in range(3))]
+for index, _ in cluster.each(perform, tasks, workers=2):
+    Path({str(tmp_path / "ready")!r}).touch()
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL) as process:
+        while not (tmp_path / "ready").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) != 0
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+
+
+def test_tasks_need_workers_and_no_more_gpus_than_there_are():
+    with pytest.raises(InvalidOption, match="workers=0 is not allowed"):
+        next(cluster.each(perform, [{"name": "one"}], workers=0))
+    with pytest.raises(InvalidOption, match="gpus=99 for each worker, but there are"):
+        next(cluster.each(perform, [{"name": "one"}], workers=1, gpus=99))

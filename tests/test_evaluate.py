@@ -1,11 +1,13 @@
 """Scores by inherited weights: fresh statistics, the supernet untouched, the same each time."""
 
+import math
+
 import pytest
 import torch
 
 from mixnas import data
 from mixnas.errors import NotInSpace
-from mixnas.evaluate import Score, SupernetEvaluator, recalibrate, score
+from mixnas.evaluate import Score, SupernetEvaluator, answers, recalibrate, score
 from mixnas.network import Network, build
 
 
@@ -59,8 +61,13 @@ def test_a_score_counts_what_is_right():
     images = torch.zeros(4, 1, 1, 3)
     for row, label in enumerate((0, 1, 2, 0)):
         images[row, 0, 0, label] = 9.0
-    result = score(Says(), [(images[:2], torch.tensor([0, 1])), (images[2:], torch.tensor([2, 1]))])
+    batches = [(images[:2], torch.tensor([0, 1])), (images[2:], torch.tensor([2, 1]))]
+    result = score(Says(), batches)
     assert (result.accuracy, result.images) == (0.75, 4)
+    each = answers(Says(), iter(batches))
+    assert each.right.tolist() == [True, True, True, False]
+    assert each.losses[3].item() == pytest.approx(9 + math.log(1 + 2 * math.exp(-9)))
+    assert each.score() == result
     assert result.standard_error == pytest.approx((0.75 * 0.25 / 4) ** 0.5)
     assert Score(1.0, 0.0, 10).standard_error == 0.0
 
@@ -68,3 +75,15 @@ def test_a_score_counts_what_is_right():
 def test_an_architecture_of_another_space_is_refused(evaluator, default, rng):
     with pytest.raises(NotInSpace):
         evaluator(default.sample(rng))
+
+
+def test_answers_are_those_of_evaluation_mode():
+    network = torch.nn.Sequential(
+        torch.nn.BatchNorm2d(3), torch.nn.Dropout(0.9), torch.nn.Flatten()
+    )
+    images = torch.randn(8, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    labels = images.flatten(1).argmax(1)  # the statistics are 0 and 1: the images are the logits
+    result = answers(network.train(), [(images, labels)])
+    assert result.right.all()
+    assert network[0].num_batches_tracked == 0
+    assert not network.training

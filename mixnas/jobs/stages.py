@@ -23,7 +23,8 @@ from mixnas.jobs.settings import Listener, cores
 from mixnas.network import Network
 from mixnas.run import Run
 from mixnas.space import SearchSpace
-from mixnas.train.supernet import StepResult, SupernetTrainer, weights
+from mixnas.train.optimise import StepResult
+from mixnas.train.supernet import SupernetTrainer, weights
 
 STATE = "supernet.state.pt"
 WEIGHTS = "supernet.safetensors"

@@ -6,45 +6,28 @@ evaluator in memory, and while a generation waits for its last outcomes they lin
 Tune trial, because Tune would stop an actor that is idle for a moment.
 """
 
-import gc
 import json
-import logging
-import os
-import secrets
-import shutil
-import signal
 import sys
-import tempfile
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import ray
 from ray import cloudpickle, tune
 from ray.tune.search import Searcher
 
 from mixnas.arch import Architecture
 from mixnas.asktell import Candidate, Search, Trial
-from mixnas.errors import EvaluationFailed, MixnasError, RunConflict
+from mixnas.cluster.local import ATTEMPTS, connected, died, why
+from mixnas.errors import EvaluationFailed, MixnasError
 from mixnas.evaluate import Evaluator, Failure, Score
-from mixnas.storage import Held
 
 LINGER = 0.03
 """Seconds that an idle worker sleeps before it reports again."""
-ATTEMPTS = 3
-"""How often a candidate is given to a worker, when workers die over it."""
 STILLBORN = 6
 """How many worker processes may die before the first answer of any."""
-STORE = 256 * 1024**2
-"""Bytes of Ray's object store: it carries the evaluator to the workers, and nothing else."""
-SOCKET_ROOM = 35
-"""Longest scratch path: Ray's socket names add 70 characters, and the kernel allows 107."""
 
 
 def evaluate(
@@ -83,11 +66,7 @@ def evaluate(
     if search.finished:
         return
     desk = Desk(search, workers, batch, progress, timeout)
-    with ExitStack() as stack:
-        folder = stack.enter_context(scratch())
-        stack.enter_context(_calm(private=address is None))
-        if not ray.is_initialized():
-            stack.enter_context(_cluster(workers, gpus, folder, address))
+    with connected(workers, gpus, address) as folder:
         trainable = tune.with_resources(
             tune.with_parameters(_Worker, make=cloudpickle.dumps(make_evaluator), threads=threads),
             {"cpu": 1, "gpu": gpus},
@@ -192,8 +171,7 @@ class Desk:
             if attempt < ATTEMPTS:
                 self._again.append(candidate)
             else:
-                reason = f"the worker process died, {attempt} times (out of memory?)"
-                self._tell(candidate.number, Failure(reason))
+                self._tell(candidate.number, Failure(died(attempt)))
 
     def done(self, worker: str) -> None:
         """Note that a Tune trial has ended; its worker is free for another."""
@@ -289,7 +267,7 @@ class _Worker(tune.Trainable):
             # From our own driver through Ray's store; never from a file.
             self._evaluate: Evaluator = cloudpickle.loads(make)()
         except Exception as error:  # reported by `step`, for Tune would only retry
-            self._broken = _reason(error)
+            self._broken = why(error)
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(threads)
 
@@ -310,103 +288,9 @@ class _Worker(tune.Trainable):
         try:
             score = self._evaluate(Architecture.from_dict(arch))
         except Exception as error:
-            return {"failed": _reason(error)}
+            return {"failed": why(error)}
         return asdict(score)
 
 
 def _name(trial: Any) -> str:
     return f"batch-{trial.trial_id}"
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
-
-
-@contextmanager
-def _cluster(workers: int, gpus: float, folder: Path, address: str | None) -> Iterator[None]:
-    """Start a private Ray, or join one; leave it, with all its processes, at the end."""
-    before = signal.getsignal(signal.SIGTERM)
-    quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    private: dict[str, Any] = {
-        "num_cpus": workers,
-        "num_gpus": None if gpus else 0,
-        "include_dashboard": False,
-        "object_store_memory": STORE,
-        "_temp_dir": str(folder),
-    }
-    try:
-        if address:
-            ray.init(address=address, **quietly)
-        else:
-            ray.init(address="local", **private, **quietly)
-        yield
-    finally:
-        ray.shutdown()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            gc.collect()  # Ray forgets the processes that it has ended, and Python would say so
-        with suppress(ValueError):  # Ray takes SIGTERM for itself; in a thread nobody can
-            signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _calm(private: bool) -> Iterator[None]:
-    """Set what Ray reads from the environment only, and its loggers; put all back afterwards."""
-    before = dict(os.environ)
-    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.train")]
-    levels = [logger.level for logger in loggers]
-    os.environ.update(_ENVIRONMENT)
-    if private:
-        os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
-        os.environ["RAY_AUTH_TOKEN"] = _token()
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        for name in set(os.environ) - set(before):
-            del os.environ[name]
-        os.environ.update(before)
-
-
-_ENVIRONMENT = {
-    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints tables however quiet it shall be
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-    "TUNE_MAX_PENDING_TRIALS_PG": "16",  # workers start side by side
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-}
-
-
-@cache
-def _token() -> str:
-    """A password for our private clusters, else Ray leaves one in the home folder.
-
-    One for the whole process: Ray reads it once and keeps it for later clusters too.
-    """
-    return os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
-
-
-@contextmanager
-def scratch() -> Iterator[Path]:
-    """A short private folder for Ray's sockets and logs; those of killed runs are removed too."""
-    root = Path(tempfile.gettempdir())
-    if len(str(root)) + len("/mixnas-12345678") > SOCKET_ROOM:
-        root = Path("/tmp")
-    for old in root.glob("mixnas-*/lock"):
-        with suppress(RunConflict, OSError):
-            left = Held(old, "scratch folder")
-            shutil.rmtree(old.parent, ignore_errors=True)
-            left.close()
-    path = Path(tempfile.mkdtemp(prefix="mixnas-", dir=root))
-    lock = Held(path / "lock", "scratch folder")
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        lock.close()

@@ -1,0 +1,11 @@
+"""Work for many processes, through Ray: a search's trials, or tasks one by one.
+
+Nothing else in mixnas imports Ray. Both start a private cluster on this machine and end it, or
+join one that runs.
+"""
+
+from mixnas.cluster.local import scratch
+from mixnas.cluster.tasks import each
+from mixnas.cluster.trials import evaluate
+
+__all__ = ["each", "evaluate", "scratch"]
