@@ -9,9 +9,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from mixnas import mixers
-from mixnas.cost.count import count_flops, count_params, flops, params
+from mixnas.cost.count import (
+    count_flops,
+    count_params,
+    flops,
+    operators,
+    params,
+    without_memory,
+)
+from mixnas.elastic import Conv
 from mixnas.errors import UncountedOp
-from mixnas.network import Part
+from mixnas.network import Part, build, parts, walk
 
 
 class Apply(nn.Module):
@@ -175,6 +183,78 @@ def test_mixers_cost_what_their_systems_say(name, knobs, parameters, millions):
         transform = 2 * 256 * round(1.25 * side**2 * math.log2(side**2)) if name == "aff" else 0
         counted = count_flops(mixer, (256, side, side)) - transform
         assert abs(counted - expected * 1e6) <= 500.5
+
+
+def test_operators_add_up_and_bear_plain_names():
+    module = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.Flatten(2),
+        Apply(lambda x: x @ x.transpose(1, 2)),
+        Apply(lambda x: F.scaled_dot_product_attention(x, x, x)),
+        Apply(lambda x: torch.addmm(torch.zeros(16), x[0], torch.zeros(16, 16))),
+        nn.LayerNorm(16),
+        nn.ReLU(),
+        nn.Linear(16, 5),
+    )
+    by = operators(module, 8)
+    assert by == {
+        "conv": 27 * 16 * 64,
+        "matmul": 16 * 64 * 16,
+        "scaled_dot_product_attention": 2 * 16**3,
+        "linear": 16**3 + 16 * 16 * 5,
+        "batch_norm": 2 * 16 * 64,
+        "layer_norm": 5 * 16 * 16,
+    }
+    assert list(by.values()) == sorted(by.values(), reverse=True)
+    assert sum(by.values()) == count_flops(module, 8)
+
+
+def test_operators_of_an_architecture(micro, rng):
+    arch = micro.sample(rng)
+    assert sum(operators(arch, 64, classes=10).values()) == count_flops(arch, 64, classes=10)
+    assert operators(arch, 64, classes=10) == operators(build(arch, 10), 64)
+
+
+PLAIN = {
+    "conv": lambda: nn.Conv2d(3, 8, 3, stride=2, padding=1),
+    "depth-wise": lambda: nn.Conv2d(3, 3, 5, padding=2, groups=3, bias=False),
+    "elastic": lambda: Conv(3, 8, 16, 16, padding=0),
+    "norms": lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.GroupNorm(1, 8)),
+    "pooled": lambda: nn.Sequential(nn.Conv2d(3, 8, 2), nn.AvgPool2d(2), nn.Conv2d(8, 4, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_the_meta_device_counts_convolutions(kind):
+    with torch.device("meta"):
+        module = PLAIN[kind]()
+    assert operators(module, 33) == operators(PLAIN[kind](), 33)
+    assert all(tensor.is_meta for tensor in module.state_dict().values())
+
+
+def test_what_the_meta_device_cannot_do_is_counted_in_memory():
+    built = []
+
+    def create():
+        built.append(nn.Sequential(nn.Conv2d(3, 4, 1), Apply(torch.fft.rfft2)))
+        return built[-1]
+
+    assert without_memory(create, lambda m: count_flops(m, 8)) == count_flops(create(), 8)
+    assert built[0][0].weight.is_meta
+    assert not built[1][0].weight.is_meta
+
+
+def test_an_unknown_operator_is_refused_without_memory_too():
+    with pytest.raises(UncountedOp, match="aten::cumsum"):
+        without_memory(lambda: Apply(lambda x: x.cumsum(1)), lambda m: count_flops(m, 8))
+
+
+def test_every_part_of_micro_counts_alike_with_and_without_memory(micro, rng):
+    for part in {
+        part for segment in walk(micro.sample(rng)) for part in parts(segment, image=64, classes=10)
+    }:
+        assert flops(part) == count_flops(part.build(), part.shape), part
 
 
 @pytest.mark.parametrize("name", mixers.names())

@@ -15,9 +15,10 @@ operators of a traced forward pass; what it does not know is counted here or is 
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ with warnings.catch_warnings():  # importing fvcore calls torch.jit.script, whic
 
 
 Rule = Callable[[list[Any], list[Any]], int]
+Counted = TypeVar("Counted")
 
 # fmt: off
 FREE = frozenset(
@@ -43,8 +45,8 @@ FREE = frozenset(
         "erf", "sign", "floor", "ceil", "round", "minimum", "maximum", "clamp", "clamp_min",
         "clamp_max", "where", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge", "logical_and",
         "logical_or", "logical_not", "bitwise_and", "bitwise_or", "relu", "relu_", "relu6",
-        "leaky_relu", "gelu", "silu", "silu_", "hardswish", "hardsigmoid", "hardtanh", "elu",
-        "mish", "softplus", "prelu", "softshrink", "hardshrink", "softmax", "log_softmax",
+        "leaky_relu", "gelu", "silu", "silu_", "hardswish", "hardswish_", "hardsigmoid", "hardtanh",
+        "elu", "mish", "softplus", "prelu", "softshrink", "hardshrink", "softmax", "log_softmax",
         "_softmax", "dropout", "feature_dropout", "sum", "mean", "amax", "amin", "max", "min",
         "argmax", "linalg_vector_norm", "norm", "frobenius_norm", "var", "std", "avg_pool1d",
         "avg_pool2d", "max_pool2d", "adaptive_max_pool2d", "pad", "constant_pad_nd",
@@ -71,8 +73,11 @@ FREE = frozenset(
 REFUSED = ("aten::einsum", "prim::If", "prim::Loop", "prim::CallMethod")
 """fvcore would misread the first and pass over the others with all that is inside them."""
 
-CONVOLUTIONAL = ("stem", "local", "merge")
-"""Parts that a trace cannot take through the meta device, where the others need no memory."""
+CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
+"""Functions whose sizes the meta device cannot work out within a trace."""
+
+OPERATORS = {"_convolution": "conv", "addmm": "linear"}
+"""Names of operators for people, where torch's own say less."""
 
 COMPLEX = (torch.complex32, torch.complex64, torch.complex128)
 
@@ -83,14 +88,7 @@ def flops(part: Part) -> int:
     Raises:
         UncountedOp: if it uses an operator without a rule.
     """
-    if part.kind not in CONVOLUTIONAL:
-        try:
-            with torch.device("meta"):
-                module = part.build()
-            return count_flops(module, part.shape)
-        except (RuntimeError, TypeError, NotImplementedError):
-            pass  # an operator that needs memory, or numbers: it gets them below
-    return count_flops(part.build(), part.shape)
+    return without_memory(part.build, lambda module: count_flops(module, part.shape))
 
 
 def params(part: Part) -> int:
@@ -123,6 +121,29 @@ def count_flops(
     Raises:
         UncountedOp: if it uses an operator without a rule; names operator, module and cure.
     """
+    return sum(operators(model, image, classes=classes, in_chans=in_chans).values())
+
+
+def operators(
+    model: nn.Module | Architecture,
+    image: int | tuple[int, int, int] = 224,
+    *,
+    classes: int = 1000,
+    in_chans: int = 3,
+) -> dict[str, int]:
+    """Count the multiply-adds as `count_flops` does, and tell which operators they are of.
+
+    Publications leave out one operator or another (norms, Fourier transforms, the products of
+    attention): this is what to compare them with.
+
+    Returns:
+        Multiply-adds by operator, the dearest first: ``linear`` (a matrix product with a weight),
+        ``conv``, ``matmul`` (of two activations), ``batch_norm``, ``fft_rfft2`` and so on, after
+        torch's names for them.
+
+    Raises:
+        UncountedOp: if the model uses an operator without a rule.
+    """
     module = _module(model, classes, in_chans)
     shape = (in_chans, image, image) if isinstance(image, int) else image
     reference = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
@@ -131,9 +152,33 @@ def count_flops(
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.tracer_warnings("none").set_op_handle(**RULES, **dict.fromkeys(FREE))
     with _evaluating(module), torch.no_grad(), _PlainSizes():
-        total = analysis.total()
+        counted = analysis.by_operator()
     _refuse_unknown(analysis, module)
-    return int(total)
+    named: Counter[str] = Counter()
+    for name, count in counted.items():
+        named[OPERATORS.get(name, name)] += int(count)
+    return {name: count for name, count in named.most_common() if count}
+
+
+def without_memory(
+    create: Callable[[], nn.Module], count: Callable[[nn.Module], Counted]
+) -> Counted:
+    """Count a module that is built without its weights, or, where that cannot be, with them.
+
+    Args:
+        create: builds the module.
+        count: what to count of it, such as `operators`.
+
+    Raises:
+        UncountedOp: if it uses an operator without a rule.
+    """
+    try:
+        with torch.device("meta"):
+            module = create()
+        return count(module)
+    except (RuntimeError, TypeError, NotImplementedError):
+        pass  # an operator that needs memory, or numbers: it gets them below
+    return count(create())
 
 
 def _module(model: nn.Module | Architecture, classes: int, in_chans: int) -> nn.Module:
@@ -141,15 +186,25 @@ def _module(model: nn.Module | Architecture, classes: int, in_chans: int) -> nn.
 
 
 class _PlainSizes(TorchFunctionMode):
-    """Gives sizes as integers: a trace's own are tensors, at which ``round(C / 2)`` fails."""
+    """Gives sizes as integers: a trace's own are tensors, at which ``round(C / 2)`` fails.
+
+    The meta device's convolutions fail at them too, where nothing can help them: those are
+    computed on zeros in memory.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in CONVOLUTIONS and args[0].is_meta:
+            return func(*map(_zeros, args), **(kwargs or {})).to("meta")
         result = func(*args, **(kwargs or {}))
         if isinstance(result, torch.Size):
             return torch.Size(int(size) for size in result)
         if func in (Tensor.size, Tensor.numel, Tensor.nelement, Tensor.__len__):
             return int(result)
         return result
+
+
+def _zeros(value: Any) -> Any:
+    return torch.zeros_like(value, device="cpu") if isinstance(value, Tensor) else value
 
 
 @contextmanager
