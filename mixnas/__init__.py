@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from mixnas import mixers as mixers
+    from mixnas import zoo as zoo
     from mixnas.arch import Architecture as Architecture
     from mixnas.cost.count import count_flops as count_flops
     from mixnas.cost.count import count_params as count_params
     from mixnas.errors import MixnasError as MixnasError
+    from mixnas.folding import fuse as fuse
+    from mixnas.jobs.compare import compare as compare
     from mixnas.jobs.search import search as search
     from mixnas.network import Network as Network
     from mixnas.network import build as build
@@ -23,16 +27,23 @@ _HOMES = {
     "Run": "mixnas.run",
     "SearchSpace": "mixnas.space",
     "build": "mixnas.network",
+    "compare": "mixnas.jobs.compare",
     "count_flops": "mixnas.cost.count",
     "count_params": "mixnas.cost.count",
+    "fuse": "mixnas.folding",
     "search": "mixnas.jobs.search",
 }
 """Where each public name lives; it is imported when it is first used."""
 
-__all__ = ["__version__", *_HOMES]
+_PACKAGES = ("mixers", "zoo")
+"""Packages whose own functions are public: `mixnas.mixers.names()`, `mixnas.zoo.create(name)`."""
+
+__all__ = ["__version__", *_HOMES, *_PACKAGES]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"mixnas.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'mixnas' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -28,6 +28,7 @@ USAGE = 2
 INTERRUPTED = 130
 
 FIND, TRAIN, SEARCH, RUN = "What to find", "Data and training", "Search", "The run"
+BESIDE = "Who stands beside the winner"
 
 app = typer.Typer(
     name="mixnas",
@@ -47,6 +48,7 @@ mixnas search --budget 1.5GFLOPs      embedded digits, in minutes
 mixnas search --budget 1.5GFLOPs --budget 20ms --data photos/
 mixnas spaces --budget 1.5GFLOPs      how many architectures fit
 mixnas show NAME                      what a run found
+mixnas compare NAME                   its winner beside published networks, trained alike
 ```
 
 **Budgets** are a number and a unit, and the unit names the cost: 1.5GFLOPs (multiply-adds of one
@@ -309,6 +311,138 @@ def show(
 
 
 @app.command()
+def compare(
+    context: typer.Context,
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="Name of a finished run, or its folder's path.")
+    ],
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND,...",
+            help="Who stands beside the winner: system (the five published ones), mixer (one "
+            "mixer alone), control (identity, attention), random, timm. Default: all.",
+            rich_help_panel=BESIDE,
+        ),
+    ] = None,
+    random: Annotated[
+        str,
+        typer.Option(metavar="N", help="Random feasible networks.", rich_help_panel=BESIDE),
+    ] = "3",
+    timm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The network of timm. Default: the nearest in cost of well-known ones.",
+            rich_help_panel=BESIDE,
+        ),
+    ] = None,
+    seeds: Annotated[
+        str,
+        typer.Option(
+            metavar="N",
+            help="Trainings of each; more of them add to a comparison that is there.",
+            rich_help_panel=TRAIN,
+        ),
+    ] = "3",
+    epochs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Passes over the training images. Default: as many as the run's supernet had.",
+            rich_help_panel=TRAIN,
+        ),
+    ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Processes that train; any number finds the same. Default: one a core.",
+            rich_help_panel=TRAIN,
+        ),
+    ] = None,
+    name: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Name of the comparison's folder, inside the run's.",
+            rich_help_panel=RUN,
+        ),
+    ] = "compare",
+    runs: Folder = "runs",
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Stop after the plan: who takes part, time.", rich_help_panel=RUN
+        ),
+    ] = False,
+    as_json: Json = False,
+    markdown: Annotated[
+        bool,
+        typer.Option("--markdown", help="Print the table in Markdown only.", rich_help_panel=RUN),
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Show no progress.", rich_help_panel=RUN)
+    ] = False,
+) -> None:
+    """Train a run's winner and others of its cost from scratch, alike, and compare them.
+
+    ```
+    mixnas compare digits-default-1.5GFLOPs-seed0 --seeds 2
+    ```
+
+    Beside it stand the five published systems, scaled in width to the budget; networks of one
+    mixer; random ones; one of timm. All have the same recipe, data and seeds, and are judged on
+    images that chose nothing. Ctrl-C stops cleanly; the same command goes on where it was.
+    """
+    begun: list[str] = []
+    silent = as_json or markdown or quiet
+    listener = _listener(begun, results=dry_run and not as_json, quiet=silent)
+    try:
+        from mixnas.jobs.compare import compare as job
+
+        found = job(
+            run,
+            seeds=_whole("--seeds", seeds),
+            epochs=_maybe("--epochs", epochs),
+            random=_whole("--random", random),
+            only=_names("--only", only),
+            timm=timm,
+            workers=_maybe("--workers", workers),
+            name=name,
+            runs=runs,
+            dry_run=dry_run,
+            listener=listener,
+        )
+    except KeyboardInterrupt:
+        listener.end()
+        _interrupted(begun if not dry_run else [], context.obj or [])
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        listener.end()
+    if isinstance(found, Run):
+        _compared(found, as_json=as_json, markdown=markdown)
+    elif as_json:
+        _json(found.to_dict())
+
+
+def _compared(kept: Run, *, as_json: bool, markdown: bool) -> None:
+    """Print what a comparison found."""
+    from mixnas.jobs.compare import comparison
+
+    summary = comparison(kept)
+    if as_json:
+        _json(summary)
+        return
+    from mixnas import screen
+
+    if markdown:
+        _say(screen.markdown(summary))
+    else:
+        _print(screen.compared(summary))
+
+
+@app.command()
 def runs(folder: Folder = "runs", as_json: Json = False) -> None:
     """List the runs in a folder: budget, data, state, and what each winner scored.
 
@@ -388,6 +522,52 @@ def spaces(
     from mixnas import screen
 
     _print(screen.spaces(found))
+
+
+@app.command()
+def zoo(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="One network, to build and count. Default: list all."),
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(metavar="PIXELS", help="Side of its images. Default: as published."),
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(metavar="N", help="Classes of its head. Default: 1000.")
+    ] = None,
+    width: Annotated[
+        str | None,
+        typer.Option(metavar="FACTOR", help="Multiplies all its widths. Default: 1."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the published networks, or count one: parameters, and FLOPs by operator.
+
+    ```
+    mixnas zoo shvit_s4 --image 224 --width 0.5
+    ```
+
+    FLOPs are multiply-adds, once of the network as it is trained and once with its batch norms
+    folded for inference.
+    """
+    from mixnas.jobs.zoo import zoo as job
+
+    given = {
+        "image": _maybe("--image", image),
+        "classes": _maybe("--classes", classes),
+        "width": None if width is None else _number("--width", width),
+    }
+    if name is None and (useless := [option for option in given if given[option] is not None]):
+        raise InvalidOption(f"--{useless[0]} without NAME; give one too: mixnas zoo shvit_s4")
+    found = job(name, **given)  # type: ignore[arg-type]
+    if as_json:
+        _json(found)
+        return
+    from mixnas import screen
+
+    _print(screen.zoo(found))
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -475,7 +655,7 @@ def _listener(begun: list[str], *, results: bool, quiet: bool) -> "Listener":
 
 
 def _interrupted(begun: Sequence[str], words: Sequence[str]) -> None:
-    """Say what is kept of an interrupted search, and how to go on."""
+    """Say what is kept of an interrupted job, and how to go on."""
     if not begun:
         _warn("mixnas: interrupted before the run began; nothing is kept")
         return
@@ -509,6 +689,13 @@ def _whole(option: str, text: str) -> int:
         return int(text)
     except ValueError:
         raise InvalidOption(f"{option} {text!r}: a whole number is needed") from None
+
+
+def _number(option: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidOption(f"{option} {text!r}: a number is needed") from None
 
 
 def _maybe(option: str, text: str | None) -> int | None:

@@ -10,7 +10,17 @@ from rich.text import Text
 
 from mixnas.arch import Architecture
 from mixnas.cost.limit import describe as amount
-from mixnas.report import STAGE_HEADS, learnt, point_cells, stage_rows, winner_rows
+from mixnas.report import (
+    COMPARED_HEADS,
+    STAGE_HEADS,
+    compared_cells,
+    compared_conditions,
+    compared_notes,
+    learnt,
+    point_cells,
+    stage_rows,
+    winner_rows,
+)
 from mixnas.terminal import duration, rows
 
 CAVEAT = (
@@ -33,9 +43,40 @@ def found(show: Mapping[str, Any]) -> RenderableType:
         _front(show["front"], show["winner"]["number"]),
         _heading("The run"),
         rows(dict(_run(show))),
+        *_comparisons(show),
         "",
         _next(show),
     )
+
+
+def compared(summary: Mapping[str, Any]) -> RenderableType:
+    """Render the summary of a comparison."""
+    table = _table(*COMPARED_HEADS, words=2)
+    for row in summary["rows"]:
+        style = "bold" if row["kind"] == "winner" else ""
+        table.add_row(*map(Text, compared_cells(row)), style=style)
+    return Group(
+        _heading(f"{summary['of']}: the winner beside others, all trained from scratch alike"),
+        table,
+        rows(dict(compared_notes(summary))),
+        rows(dict(compared_conditions(summary))),
+        _heading(summary["sentence"]),
+        rows(summary["files"]),
+    )
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+    """Return the table of a comparison's summary in Markdown."""
+    lines = [COMPARED_HEADS, ["---"] * 2 + ["--:"] * (len(COMPARED_HEADS) - 2)]
+    lines += [compared_cells(row) for row in summary["rows"]]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def _comparisons(show: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Yield what the run's comparisons found."""
+    for one in show["comparisons"]:
+        yield _heading(f"Compared ({one['folder']})")
+        yield Text(one["sentence"])
 
 
 def runs(found: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -69,6 +110,26 @@ def mixers(known: Sequence[Mapping[str, Any]]) -> RenderableType:
 def spaces(known: Sequence[Mapping[str, Any]]) -> RenderableType:
     """Render what `mixnas.jobs.spaces` returned."""
     return Group(*(part for space in known for part in _space(space)))
+
+
+def zoo(known: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Render what `mixnas.jobs.zoo` returned: the list, or one network that was counted."""
+    if len(known) == 1 and "counted" in known[0]:
+        return _zoo_network(known[0])
+    table = _table("network", "system", "mixer", "image", "parameters", "FLOPs", "top-1", words=3)
+    notes: dict[str, list[str]] = {}
+    for network in known:
+        published = network["published"]
+        cells = (network["name"], network["system"], network["mixer"])
+        table.add_row(*map(Text, cells), str(published["image"]), *_figures(published))
+        notes.setdefault(published["note"], []).append(network["name"])
+    said = [Text(f"{', '.join(names)}: {note}") for note, names in notes.items() if note]
+    return Group(
+        "As published, FLOPs in the authors' own convention:",
+        table,
+        *said,
+        "\nBuild one and count it: mixnas zoo NAME",
+    )
 
 
 def count(number: int) -> str:
@@ -115,6 +176,41 @@ def _fitting(space: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     dropped = space["dropped"]
     more = f"; and {len(dropped) - MOST_DROPPED} more" * (len(dropped) > MOST_DROPPED)
     yield "have no use", "; ".join(dropped[:MOST_DROPPED]) + more or "none: every choice fits some"
+
+
+def _zoo_network(network: Mapping[str, Any]) -> RenderableType:
+    """Render one published network: as published, as counted, and with norms folded."""
+    published, counted, folded = (network[key] for key in ("published", "counted", "folded"))
+    parameters, flops, accuracy = _figures(published)
+    facts = {
+        "published by": network["paper"],
+        "published": f"{parameters}, {flops}, {accuracy} top-1, at {published['image']} pixels",
+        "note": published["note"],
+        "counted": f"{network['image']} pixels, {network['classes']} classes, "
+        f"{network['width']:g} times the published width",
+    }
+    table = _table("", "counted", "norms folded", words=1)
+    table.add_row("parameters", f"{counted['params']:,}", f"{folded['params']:,}")
+    table.add_row("FLOPs", f"{counted['flops']:,}", f"{folded['flops']:,}")
+    for operator, number in counted["operators"].items():
+        after = folded["operators"].get(operator, 0)
+        table.add_row(Text(f"  {operator}"), f"{number:,}", f"{after:,}")
+    return Group(
+        _heading(f"{network['name']}: {network['system']}, mixer {network['mixer']}"),
+        rows({label: text for label, text in facts.items() if text}),
+        table,
+        Text(network["choices"].partition("\nArgs:")[0].strip()),
+    )
+
+
+def _figures(published: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return published parameters, FLOPs and accuracy as they were printed."""
+    accuracy = published["accuracy"]
+    return (
+        amount("params", round(published["params"])),
+        amount("flops", round(published["flops"])),
+        "-" if accuracy is None else f"{accuracy:g}%",
+    )
 
 
 def _front(points: Sequence[Mapping[str, Any]], winner: int) -> Table:

@@ -26,6 +26,10 @@ UNITS = {
     "training": "steps",
     "search": "architectures",
     "finalists": "networks",
+    "entrants": "networks",
+    "rehearsal": "networks",
+    "trainings": "trainings",
+    "timing": "networks",
 }
 """What each stage counts."""
 

@@ -22,6 +22,7 @@ from mixnas.jobs.mixers import mixers
 from mixnas.jobs.runs import command, runs
 from mixnas.jobs.settings import Settings
 from mixnas.jobs.show import show
+from mixnas.jobs.zoo import zoo
 from mixnas.terminal import Bars, Lines, console, duration
 
 OPTIONS = {
@@ -29,9 +30,12 @@ OPTIONS = {
     "--mixers --image --classes --device --batch --resolution --name --runs --dry-run --json "
     "--quiet",
     "show": "RUN --runs --json",
+    "compare": "RUN --only --random --timm --seeds --epochs --workers --name --runs --dry-run "
+    "--json --markdown --quiet",
     "runs": "--runs --json",
     "mixers": "--json",
     "spaces": "--budget --space --mixers --image --classes --json",
+    "zoo": "NAME --image --classes --width --json",
 }
 HEAVY = ("torch", "ray", "optuna", "pandas", "timm", "sklearn", "matplotlib", "numpy", "fvcore")
 
@@ -184,6 +188,14 @@ BAD = [
     (["spaces", "--space", "micro", "--mixers", "fastfomer"], "no mixer 'fastfomer'"),
     (["spaces", "--space", "micro", "--image", "big"], "--image 'big'"),
     (["spaces", "--space", "micro", "--classes", "0"], "classes 0.*at least 2"),
+    (["zoo", "shvti_s4"], "no network 'shvti_s4'; did you mean 'shvit_s4'.*known: affnet"),
+    (["zoo", "shvit_s1", "--image", "big"], "--image 'big'.*whole number"),
+    (["zoo", "shvit_s1", "--image", "8"], "image 8.*at least 32"),
+    (["zoo", "shvit_s1", "--classes", "0"], "classes 0.*at least 1"),
+    (["zoo", "shvit_s1", "--width", "wide"], "--width 'wide'.*a number"),
+    (["zoo", "shvit_s1", "--width", "0"], "width=0.0 must be above 0"),
+    (["zoo", "fvit_b16", "--image", "100"], "100x100.*multiples of the patch.*96x96"),
+    (["zoo", "--width", "2"], "--width without NAME.*mixnas zoo shvit_s4"),
 ]
 
 
@@ -453,6 +465,28 @@ def everything(space):
         for place, choices in enumerate(tail):
             zeros = (0,) * place
             waiting += [(*prefix, *zeros, other) for other in range(1, len(choices))]
+
+
+def test_zoo_lists_what_is_published(cli):
+    code, out, err = cli("zoo")
+    assert (code, err) == (0, "")
+    for words in ("shvit_s4", "single_head", "16.5 Mparams", "986 MFLOPs", "79.4%", "recalled"):
+        assert words in plain(out)
+    assert json.loads(cli("zoo", "--json")[1]) == json.loads(json.dumps(zoo()))
+
+
+def test_zoo_counts_one_network(cli):
+    words = ("zoo", "shvit_s1", "--image", "96", "--classes", "10", "--width", "0.5")
+    code, out, err = cli(*words)
+    assert (code, err) == (0, "")
+    (found,) = json.loads(cli(*words, "--json")[1])
+    assert (found["image"], found["classes"], found["width"]) == (96, 10, 0.5)
+    for kind in ("counted", "folded"):
+        for figure in ("params", "flops"):
+            assert f"{found[kind][figure]:,}" in out
+    for operator in found["counted"]["operators"]:
+        assert operator in out
+    assert "6.3 Mparams, 241 MFLOPs, 72.8% top-1, at 224 pixels" in out
 
 
 def test_spaces_under_a_budget_agree_with_counting_all(cli, tiny):

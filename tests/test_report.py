@@ -85,7 +85,7 @@ def test_the_front_is_drawn_over_the_first_budget(tmp_path, budget):
     from mixnas.cost.limit import Limit
 
     limit = Limit.parse(budget)
-    figure = report._front(run)
+    figure = report.front_figure(run)
     label, _, per_limit = report.AXES[limit.cost]
     axes = figure.axes[0]
     assert axes.get_xlabel() == label
@@ -95,7 +95,7 @@ def test_the_front_is_drawn_over_the_first_budget(tmp_path, budget):
 
 
 def test_every_complete_trial_is_drawn_and_no_other(run):
-    figure = report._front(run)
+    figure = report.front_figure(run)
     rows, _ = trials(SETTINGS)
     complete = {round(row["loss"], 9) for row in rows if row["state"] == "complete"}
     for index, measure in enumerate(("loss", "accuracy")):

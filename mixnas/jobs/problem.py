@@ -17,11 +17,11 @@ from mixnas.cost.feasible import Feasible
 from mixnas.cost.graph import Graph
 from mixnas.cost.latency import Stopwatch
 from mixnas.cost.table import CostTable, Limit, describe, parse_all
-from mixnas.errors import InvalidOption
+from mixnas.errors import InvalidOption, RunConflict
 from mixnas.evaluate import SupernetEvaluator
 from mixnas.jobs.settings import Listener, Settings, seconds
 from mixnas.network import Network
-from mixnas.run import Run, agree
+from mixnas.run import SETTINGS, Run, agree
 from mixnas.space import SearchSpace
 from mixnas.train.draws import Draws
 from mixnas.train.recipe import Recipe
@@ -219,13 +219,49 @@ def prepare(settings: Settings, runs: Path, name: str | None, listener: Listener
     full = deployed(full, settings, data)
     name = name or default_name(data.name, full.name, limits, settings.seed)
     agree(runs, name, kept_settings(settings, limits, data, full))
-    tables = cost_tables(full, limits, device, runs / name / LATENCY, listener)
+    return _set_up(settings, runs / name, data, full, limits, device, listener)
+
+
+def reopen(run: Run, listener: Listener) -> Problem:
+    """Set up what a run searched, by what it keeps: the file of its space is not read again.
+
+    Raises:
+        RunConflict: if its settings cannot be read, or the data is not what it was.
+        MixnasError: if the data or the device is not there.
+    """
+    try:
+        known: dict[str, Any] = {field.name: run.settings[field.name] for field in fields(Settings)}
+        settings = Settings(**known | {k: tuple(known[k]) for k in ("budget", "mixers")})
+        full = SearchSpace.from_dict(run.settings["inlined"])
+        fingerprint = run.settings["found"]["data"]
+    except (KeyError, TypeError):
+        raise RunConflict(f"run {run.path}: {SETTINGS} lacks what a search keeps there") from None
+    data = datasets.load(settings.data, seed=settings.seed, image=settings.resolution)
+    if data.fingerprint != fingerprint:
+        raise RunConflict(
+            f"run {run.path}: data {settings.data!r} is not what it was searched on (fingerprint "
+            f"{data.fingerprint}, not {fingerprint}); put the same images back"
+        )
+    limits, device = parse_all(settings.budget), torch_device(settings.device)
+    return _set_up(settings, run.path, data, full, limits, device, listener)
+
+
+def _set_up(
+    settings: Settings,
+    folder: Path,
+    data: datasets.Data,
+    full: SearchSpace,
+    limits: tuple[Limit, ...],
+    device: torch.device,
+    listener: Listener,
+) -> Problem:
+    tables = cost_tables(full, limits, device, folder / LATENCY, listener)
     feasible = Feasible(full, limits, tables)
     space = full.keep(feasible.useful())
     return Problem(
         settings=settings,
-        name=name,
-        runs=runs,
+        name=folder.name,
+        runs=folder.parent,
         data=data,
         space=space,
         full=full,

@@ -1,13 +1,14 @@
 """`mixnas show RUN`: what a run found, or how far it has come."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mixnas.errors import RunConflict
 from mixnas.jobs.runs import command, finished, progress, state
 from mixnas.run import SETTINGS, Run
+from mixnas.run import runs as runs_in
 
 PRODUCTS = (
     "best.json",
@@ -31,13 +32,13 @@ def show(run: str | Path | Run, runs: str | Path = "runs") -> dict[str, Any]:
     Returns:
         Of every run: run, folder, state, settings, budget, command (which goes on with it), again
         (which shows it), and files (the products that are there). Of an unfinished one: progress.
-        Of a finished one: the whole of its ``summary.json``, the winner's architecture, and load
-        (Python that loads it).
+        Of a finished one: the whole of its ``summary.json``, the winner's architecture, load
+        (Python that loads it), and comparisons (name, sentence and folder of each that is done).
 
     Raises:
         RunConflict: if there is no such run, or its files cannot be read.
     """
-    found = run if isinstance(run, Run) else _open(run, Path(runs))
+    found = run if isinstance(run, Run) else open_run(run, Path(runs))
     common = {
         "run": found.name,
         "folder": str(found.path),
@@ -51,7 +52,13 @@ def show(run: str | Path | Run, runs: str | Path = "runs") -> dict[str, Any]:
     if not finished(found):
         return {**common, "progress": progress(found)}
     try:
-        return {**found.read("summary.json"), **common, **_winner(found)}
+        comparisons = list(_comparisons(found))
+        return {
+            **found.read("summary.json"),
+            **common,
+            **_winner(found),
+            "comparisons": comparisons,
+        }
     except (ValueError, KeyError, TypeError) as error:
         raise RunConflict(
             f"run {found.path}: its files cannot be read ({type(error).__name__}: {error}); "
@@ -59,11 +66,25 @@ def show(run: str | Path | Run, runs: str | Path = "runs") -> dict[str, Any]:
         ) from None
 
 
-def _open(name: str | Path, folder: Path) -> Run:
-    """Open a run by its name in the folder, or else by its path."""
+def open_run(name: str | Path, folder: Path) -> Run:
+    """Open a run by its name in the folder, or else by its path.
+
+    Raises:
+        RunConflict: if there is none.
+    """
     if not (folder / name / SETTINGS).is_file() and (Path(name) / SETTINGS).is_file():
         return Run.open(Path(name) if Path(name).name else Path(name).resolve())
     return Run.open(folder / name)
+
+
+def _comparisons(run: Run) -> Iterator[dict[str, str]]:
+    """Yield the comparisons in a run's folder that are done."""
+    for kept in runs_in(run.path):
+        if kept.file("summary.json").is_file():
+            summary = kept.read("summary.json")
+            if "sentence" in summary:
+                told = {"name": kept.name, "sentence": str(summary["sentence"])}
+                yield told | {"folder": str(kept.path)}
 
 
 def _again(run: Run) -> str:

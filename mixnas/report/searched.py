@@ -4,9 +4,7 @@ Everything is read off the run's files, so a report can be made again at any tim
 the page's own text reaches HTML unescaped, and matplotlib is used without its global state.
 """
 
-import base64
-import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from mixnas.arch import Architecture
 from mixnas.cost.limit import Limit
 from mixnas.cost.limit import describe as amount
+from mixnas.report.drawing import canvas, colour, literal, png
+from mixnas.report.page import image, page, pairs, table
 from mixnas.run import Run
 
 if TYPE_CHECKING:
     import pandas
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PAGE = "report.html"
@@ -50,14 +49,6 @@ HOW_TO_READ = (
     "The front holds the trials that no other beats in both loss and cost.",
 )
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; margin: 1rem 0 } th { text-align: left }
-td, th { padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #ddd; vertical-align: top }
-td.figure, th.figure { text-align: right; font-variant-numeric: tabular-nums }
-img { max-width: 100% } pre { background: #f4f4f4; padding: 1rem; overflow-x: auto }
-"""
-
 
 def trials_table(run: Run) -> "pandas.DataFrame":
     """Return the complete trials, least loss first, with the columns `front` and `winner` added.
@@ -81,10 +72,10 @@ def figures(run: Run) -> list[Path]:
         RunConflict: if the run is not finished.
         StorageFull: if the disk is full.
     """
-    drawn = {FRONT: _front(run), WINNER: _winner(run)}
+    drawn = {FRONT: front_figure(run), WINNER: _winner(run)}
     if run.file("supernet.csv").is_file():
         drawn[TRAINING] = _training(run)
-    return [run.write(name, _png(figure)) for name, figure in drawn.items()]
+    return [run.write(name, png(figure)) for name, figure in drawn.items()]
 
 
 def html(run: Run) -> Path:
@@ -94,13 +85,7 @@ def html(run: Run) -> Path:
         RunConflict: if the run is not finished.
         StorageFull: if the disk is full.
     """
-    body = "\n".join(_sections(run))
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>mixnas: {escape(run.name)}</title><style>{STYLE}</style></head>\n"
-        f"<body>\n{body}\n</body></html>\n"
-    )
-    return run.write(PAGE, page)
+    return run.write(PAGE, page(f"mixnas: {run.name}", _sections(run)))
 
 
 def latency(value: float | Mapping[str, float] | None) -> str:
@@ -185,31 +170,17 @@ def _milliseconds(value: float) -> str:
     return amount("latency", round(value * NANOSECONDS))
 
 
-def _canvas(columns: int, height: float) -> "tuple[Figure, list[Axes]]":
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.5 * columns, height), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)
-    return figure, list(axes[0])
-
-
-def _png(figure: "Figure") -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": "mixnas"})
-    return buffer.getvalue()
-
-
-def _front(run: Run) -> "Figure":
+def front_figure(run: Run) -> "Figure":
     """Draw loss and accuracy over the first limit's cost."""
     trials, summary = trials_table(run), run.read("summary.json")
     limits = [Limit.parse(text) for text in summary["budget"]]
     cost = limits[0].cost if limits else "flops"
     label, per_cell, per_limit = AXES[cost]
-    figure, panels = _canvas(2, 4.2)
+    figure, panels = canvas(2, 4.2)
     for axes, measure in zip(panels, ("loss", "accuracy"), strict=True):
         for stem, group in trials.groupby("stem"):
             x = group[COLUMNS[cost]] / per_cell
-            axes.scatter(x, group[measure], s=14, alpha=0.6, label=_plain(stem))
+            axes.scatter(x, group[measure], s=14, alpha=0.6, label=literal(stem))
         best = trials[trials["front"]].sort_values(COLUMNS[cost])
         axes.plot(
             best[COLUMNS[cost]] / per_cell,
@@ -233,7 +204,7 @@ def _training(run: Run) -> "Figure":
     """Draw the supernet's losses and its accuracy over the steps."""
     curve = run.read("supernet.csv")
     smooth = max(1, len(curve) // 50)
-    figure, (left, right) = _canvas(2, 3.6)
+    figure, (left, right) = canvas(2, 3.6)
     for column in ("loss_cheapest", "loss_random", "loss_dearest"):
         if column in curve:
             mean = curve[column].rolling(smooth, min_periods=1).mean()
@@ -250,15 +221,15 @@ def _training(run: Run) -> "Figure":
 def _winner(run: Run) -> "Figure":
     """Draw the winner's blocks in order: colour says the mixer, height the width."""
     arch = Architecture.from_dict(run.read("best.json"))
-    figure, (axes,) = _canvas(1, 2.6)
+    figure, (axes,) = canvas(1, 2.6)
     figure.set_figwidth(11)
     place = 0
     names = sorted({block.mixer for stage in arch.stages for block in stage.blocks})
     for index, stage in enumerate(arch.stages):
         for block in stage.blocks:
-            label = _plain(block.mixer) if block.mixer in names else "_"
+            label = literal(block.mixer) if block.mixer in names else "_"
             names = [name for name in names if name != block.mixer]
-            axes.bar(place, stage.width, width=0.9, color=_colour(block.mixer), label=label)
+            axes.bar(place, stage.width, width=0.9, color=colour(block.mixer), label=label)
             place += 1
         middle = place - len(stage.blocks) / 2 - 0.5
         text = f"stride {arch.stem.stride << index}"
@@ -270,20 +241,6 @@ def _winner(run: Run) -> "Figure":
     return figure
 
 
-def _plain(text: object) -> str:
-    """Return a label that matplotlib takes literally: a pair of dollars would be mathematics."""
-    return str(text).replace("$", r"\$")
-
-
-def _colour(mixer: str) -> tuple[float, float, float]:
-    """Return a mixer's colour: the same in every run."""
-    import colorsys
-
-    known = ("additive", "aff", "hilo", "single_head", "xnorm", "attention", "identity")
-    place = known.index(mixer) if mixer in known else len(known) + sum(mixer.encode()) % 8
-    return colorsys.hsv_to_rgb(place * 0.618 % 1, 0.55, 0.85)
-
-
 def _sections(run: Run) -> Iterator[str]:
     summary = run.read("summary.json")
     arch = Architecture.from_dict(run.read("best.json"))
@@ -292,21 +249,21 @@ def _sections(run: Run) -> Iterator[str]:
     winner = summary["winner"]["number"]
     yield f"<h1>mixnas: {escape(run.name)}</h1>"
     yield f"<p><strong>{escape(HOW_TO_READ[0])}</strong></p>"
-    yield "<h2>Winner</h2>" + _pairs(winner_rows(summary))
-    yield _table(STAGE_HEADS, stage_rows(arch))
-    yield _image(run, WINNER, "the winner's blocks")
-    yield "<h2>Front</h2>" + _image(run, FRONT, "loss and accuracy over cost")
+    yield "<h2>Winner</h2>" + pairs(winner_rows(summary))
+    yield table(STAGE_HEADS, stage_rows(arch))
+    yield image(run, WINNER, "the winner's blocks")
+    yield "<h2>Front</h2>" + image(run, FRONT, "loss and accuracy over cost")
     points = (point_cells(point, winner, timed=timed) for point in summary["front"])
-    yield _table(heads, points, figures=True)
+    yield table(heads, points, figures=True)
     yield "<h2>Best trials by loss</h2>"
     best = [dict(row) for _, row in trials_table(run).head(20).iterrows()]
-    yield _table(heads, (point_cells(row, winner, timed=timed) for row in best), figures=True)
-    yield "<h2>Supernet</h2>" + _image(run, TRAINING, "losses over the training steps")
-    yield _pairs(_flat(summary["supernet"]))
+    yield table(heads, (point_cells(row, winner, timed=timed) for row in best), figures=True)
+    yield "<h2>Supernet</h2>" + image(run, TRAINING, "losses over the training steps")
+    yield pairs(_flat(summary["supernet"]))
     yield "<h2>How to read this</h2>" + "".join(f"<p>{escape(text)}</p>" for text in HOW_TO_READ)
-    yield "<h2>Settings</h2>" + _pairs(_settings(run))
-    yield "<h2>Made with</h2>" + _pairs(_provenance(run))
-    yield "<h2>Seconds</h2>" + _pairs((k, f"{v:.1f}") for k, v in summary["seconds"].items())
+    yield "<h2>Settings</h2>" + pairs(_settings(run))
+    yield "<h2>Made with</h2>" + pairs(_provenance(run))
+    yield "<h2>Seconds</h2>" + pairs((k, f"{v:.1f}") for k, v in summary["seconds"].items())
 
 
 def _settings(run: Run) -> Iterator[tuple[str, str]]:
@@ -328,27 +285,3 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
             yield from _flat(value, f"{prefix}{key}, ")
         else:
             yield f"{prefix}{key}", f"{value:.4g}" if isinstance(value, float) else f"{value}"
-
-
-def _pairs(rows: Iterable[tuple[str, str]]) -> str:
-    cells = (f"<tr><th>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in rows)
-    return f"<table>{''.join(cells)}</table>"
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], figures: bool = False) -> str:
-    kind = ' class="figure"' if figures else ""
-    head = "".join(f"<th{kind}>{escape(text)}</th>" for text in heads)
-    body = (
-        "".join(("<tr>", *(f"<td{kind}>{escape(text)}</td>" for text in row), "</tr>"))
-        for row in rows
-    )
-    return f"<table><tr>{head}</tr>{''.join(body)}</table>"
-
-
-def _image(run: Run, name: str, alternative: str) -> str:
-    """Return a figure inside the page, or nothing if it has not been drawn."""
-    path = run.file(name)
-    if not path.is_file():
-        return ""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<p><img alt="{escape(alternative)}" src="data:image/png;base64,{data}"></p>'

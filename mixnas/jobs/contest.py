@@ -1,0 +1,366 @@
+"""What a comparison will take, and its stages: entrants, trainings, timing, standings."""
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pandas
+import torch
+
+from mixnas import cluster, report
+from mixnas.arch import Architecture
+from mixnas.cost.latency import Stopwatch
+from mixnas.errors import MixnasError
+from mixnas.evaluate import Failure
+from mixnas.jobs.entrants import Entrant, Maker, create
+from mixnas.jobs.problem import Problem, duration
+from mixnas.jobs.settings import Listener
+from mixnas.jobs.standings import sentence, standings
+from mixnas.jobs.trainings import train, trainer
+from mixnas.run import Run
+from mixnas.train.recipe import AloneRecipe
+
+ENTRANTS, RESULTS, PACE, TIMES = "entrants.json", "trainings", "pace.json", "latency.json"
+STANDING, TRAINED, SUMMARY = "compare.csv", "trainings.csv", "summary.json"
+OVERHEAD, TIMING = 30.0, 3.0
+"""Seconds for starting workers and drawing; for timing one network."""
+
+Results = dict[str, dict[int, dict[str, Any]]]
+"""What each training returned, or why it did not: by entrant's key and seed."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison will take.
+
+    Attributes:
+        run: the comparison's folder.
+        entrants: who takes part.
+        absent: who does not, and why.
+        seeds: trainings of each.
+        epochs: of each training.
+        trainings: (key, seed) of the trainings that are still to be done.
+        pace: seconds of one training step on one thread, measured, by key.
+        steps: of each training.
+        workers: processes that train.
+        images: that judge.
+    """
+
+    run: Path
+    entrants: tuple[Entrant, ...]
+    absent: Mapping[str, str]
+    seeds: int
+    epochs: int
+    trainings: tuple[tuple[str, int], ...]
+    pace: Mapping[str, float]
+    steps: int
+    workers: int
+    images: int
+
+    @property
+    def seconds(self) -> float:
+        """How long it should take."""
+        spans = sum(self.steps * self.pace.get(key, 0.0) for key, _ in self.trainings)
+        return OVERHEAD + TIMING * len(self.entrants) + spans / self.workers
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        own = {
+            "format": 1,
+            "run": str(self.run),
+            "entrants": [e.to_dict() for e in self.entrants],
+            "absent": dict(self.absent),
+            "trainings": [list(pair) for pair in self.trainings],
+            "pace": dict(self.pace),
+            "seconds": self.seconds,
+        }
+        return own | {
+            n: getattr(self, n) for n in ("seeds", "epochs", "steps", "workers", "images")
+        }
+
+    def rows(self) -> dict[str, str]:
+        """Return the plan for people: label to text."""
+        kinds: dict[str, list[str]] = {}
+        for entrant in self.entrants:
+            kinds.setdefault(entrant.kind, []).append(entrant.label)
+        wanted = len(self.entrants) * self.seeds
+        done = wanted - len(self.trainings)
+        before = f", {done} of them done before" if done else ""
+        return {
+            "run": str(self.run),
+            **{kind: "; ".join(labels) for kind, labels in kinds.items()},
+            **{f"without {key}": reason for key, reason in self.absent.items()},
+            "trainings": f"{wanted} of {self.steps:,} steps ({self.epochs} epochs), {self.seeds} "
+            f"seeds, {self.workers} workers{before}",
+            "judged on": f"{self.images:,} images that chose nothing",
+            "time": f"about {duration(self.seconds)}",
+        }
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A comparison's stages.
+
+    Attributes:
+        searched: the run whose winner is compared.
+        problem: what that run searched.
+        winner: what it found.
+        epochs: of each training.
+        name: the comparison's folder inside the run's.
+        workers: processes that train.
+        listener: is told how it gets on.
+    """
+
+    searched: Run
+    problem: Problem
+    winner: Architecture
+    epochs: int
+    name: str
+    workers: int
+    listener: Listener
+
+    @property
+    def recipe(self) -> AloneRecipe:
+        """How every entrant is trained."""
+        data = self.problem.data
+        batch = min(self.problem.settings.batch, data.sizes["train"])
+        return AloneRecipe(steps=self.epochs * data.steps_per_epoch(batch), batch=batch)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides every result: other settings are another comparison."""
+        return {
+            "epochs": self.epochs,
+            "winner": self.winner.id,
+            "recipe": asdict(self.recipe),
+            "device": self.problem.device.type,
+            "found": {
+                "data": self.problem.data.fingerprint,
+                "resolution": self.problem.data.image,
+            },
+        }
+
+    def plan(
+        self, makers: Mapping[str, Maker], seeds: int, kept: Run | None, *, keep: bool
+    ) -> Comparison:
+        """Find who takes part, what is still to be trained, and what it will take.
+
+        Args:
+            makers: who shall take part.
+            seeds: trainings of each.
+            kept: the comparison's folder, if it is there.
+            keep: whether to write into it.
+        """
+        entrants, absent = self._gather(makers, kept, keep)
+        done = _results(kept, entrants, seeds)
+        pairs = ((e.key, seed) for seed in range(seeds) for e in entrants)
+        lacking = tuple((key, seed) for key, seed in pairs if seed not in done.get(key, {}))
+        return Comparison(
+            run=self.searched.path / self.name,
+            entrants=tuple(entrants),
+            absent=absent,
+            seeds=seeds,
+            epochs=self.epochs,
+            trainings=lacking,
+            pace=self._pace([e for e in entrants if (e.key, 0) in lacking], kept, keep),
+            steps=self.recipe.steps,
+            workers=self.workers,
+            images=self.problem.data.sizes["report"],
+        )
+
+    def _gather(
+        self, makers: Mapping[str, Maker], kept: Run | None, keep: bool
+    ) -> tuple[list[Entrant], dict[str, str]]:
+        """Return who takes part, and who does not with the reason; each is found once."""
+        known, absent = _known(kept)
+        self.listener.stage("entrants", len(makers))
+        for key, make in makers.items():
+            if key not in known and key not in absent:
+                try:
+                    known[key] = make()
+                except MixnasError as error:
+                    absent[key] = str(error)
+                    self.listener.note(f"without {key}: {error}")
+                if keep and kept:
+                    listed = {k: entrant.to_dict() for k, entrant in known.items()}
+                    kept.write(ENTRANTS, {"format": 1, "entrants": listed, "absent": absent})
+            self.listener.advance(1)
+        self.listener.end()
+        missing = {key: absent[key] for key in makers if key in absent}
+        return [known[key] for key in makers if key in known], missing
+
+    def _task(self, entrant: Entrant, seed: int, state: Path) -> dict[str, Any]:
+        """Return a training as plain data."""
+        settings, data = self.problem.settings, self.problem.data
+        return {
+            "source": dict(entrant.source),
+            "seed": seed,
+            "data": [settings.data, settings.seed, data.image],
+            "recipe": asdict(self.recipe),
+            "device": self.problem.device.type,
+            "state": str(state.absolute()),
+        }
+
+    def _pace(self, entrants: Sequence[Entrant], kept: Run | None, keep: bool) -> dict[str, float]:
+        """Time a step of each on one thread, as a worker will do it; each once."""
+        pace: dict[str, float] = kept.read(PACE) if kept and kept.file(PACE).is_file() else {}
+        batch = self.recipe.batch
+        batches = list(islice(self.problem.data.train(batch=batch, seed=0), 2))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        self.listener.stage("rehearsal", len(entrants))
+        for entrant in entrants:
+            if entrant.key not in pace:
+                pace[entrant.key] = self._step_seconds(entrant, batches)
+            self.listener.advance(1)
+        self.listener.end()
+        torch.set_num_threads(threads)
+        if keep and kept:
+            kept.write(PACE, pace)
+        return pace
+
+    def _step_seconds(self, entrant: Entrant, batches: Sequence[Any]) -> float:
+        """Return the seconds of a second step; 0 if it fails, which its training will tell."""
+        try:
+            rehearsed = trainer(self._task(entrant, 0, Path()), self.problem.data, self.recipe)
+            for images, labels in batches:
+                began = time.perf_counter()
+                rehearsed.train(images, labels)
+            return time.perf_counter() - began
+        except Exception:  # whatever it is, its training meets it too and is a row with the reason
+            return 0.0
+
+    def train(self, plan: Comparison, kept: Run) -> Results:
+        """Do the trainings that are lacking; return all results."""
+        byname = {entrant.key: entrant for entrant in plan.entrants}
+        tasks = [
+            self._task(byname[key], seed, kept.file(_file(key, seed, "state.pt")))
+            for key, seed in plan.trainings
+        ]
+        failed: Results = {}
+        wanted = len(plan.entrants) * plan.seeds
+        self.listener.stage("trainings", wanted, wanted - len(tasks))
+        with closing(
+            cluster.each(train, tasks, workers=self.workers, gpus=self._gpus())
+        ) as outcomes:
+            for index, outcome in outcomes:
+                key, seed = plan.trainings[index]
+                name = f"{byname[key].label}, seed {seed}"
+                if isinstance(outcome, Failure):
+                    outcome = {"reason": outcome.reason}
+                    failed.setdefault(key, {})[seed] = outcome
+                else:
+                    kept.write(_file(key, seed, "json"), outcome)
+                    kept.file(_file(key, seed, "state.pt")).unlink(missing_ok=True)
+                if "reason" in outcome:
+                    self.listener.note(f"{name} failed: {outcome['reason']}")
+                self.listener.advance(1, **_figures(outcome), entrant=name)
+        self.listener.end()
+        results = _results(kept, plan.entrants, plan.seeds)
+        return {key: results.get(key, {}) | failed.get(key, {}) for key in byname}
+
+    def _gpus(self) -> float:
+        """Return each worker's share of the GPUs that torch sees, none on the CPU."""
+        if self.problem.device.type != "cuda":
+            return 0.0
+        return min(1.0, torch.cuda.device_count() / self.workers)
+
+    def time(self, plan: Comparison, kept: Run, results: Results) -> dict[str, Any]:
+        """Time whole and in turn, at the deployed image, while no worker runs, all that trained."""
+        trained = {
+            key for key, found in results.items() if any("hits" in r for r in found.values())
+        }
+        times = kept.read(TIMES)["latency"] if kept.file(TIMES).is_file() else {}
+        timed = [entrant for entrant in plan.entrants if entrant.key in trained]
+        if not trained <= set(times) or not kept.file(TIMES).is_file():
+            self.listener.stage("timing", len(timed))
+            space = self.problem.space
+            watch = Stopwatch(str(self.problem.device))
+            sizes = {"classes": space.classes, "image": space.image}
+            with torch.random.fork_rng(devices=[]):
+                networks = [create(entrant.source, **sizes) for entrant in timed]
+            spans = watch.interleave(networks, (3, space.image, space.image))
+            times = {entrant.key: span for entrant, span in zip(timed, spans, strict=True)}
+            kept.write(TIMES, {"format": 1, "conditions": watch.conditions, "latency": times})
+            self.listener.advance(len(timed))
+            self.listener.end()
+        return dict(times)
+
+    def conclude(
+        self, plan: Comparison, kept: Run, results: Results, times: Mapping[str, Any]
+    ) -> None:
+        """Write the tables, the summary, the picture and the page."""
+        rows = standings(plan.entrants, results, times)
+        kept.write(TRAINED, pandas.DataFrame(_trainings(plan, results)))
+        kept.write(STANDING, pandas.DataFrame(rows))
+        problem = self.problem
+        kept.write(
+            SUMMARY,
+            {
+                "format": 1,
+                "comparison": kept.name,
+                "of": self.searched.name,
+                "sentence": sentence(rows),
+                "data": problem.data.name,
+                "budget": [str(limit) for limit in problem.limits],
+                "image": problem.space.image,
+                "classes": problem.space.classes,
+                "resolution": problem.data.image,
+                "labels": len(problem.data.labels),
+                "images": plan.images,
+                "seeds": plan.seeds,
+                "epochs": plan.epochs,
+                "steps": plan.steps,
+                "recipe": asdict(self.recipe),
+                "rows": rows,
+                "absent": dict(plan.absent),
+                "conditions": kept.read(TIMES)["conditions"],
+            },
+        )
+        report.compared_figure(kept)
+        report.compared_html(kept)
+
+
+def _file(key: str, seed: int, suffix: str) -> str:
+    return f"{RESULTS}/{key}.seed{seed}.{suffix}"
+
+
+def _figures(outcome: Mapping[str, Any]) -> dict[str, float]:
+    return {"accuracy": outcome["accuracy"]} if "accuracy" in outcome else {}
+
+
+def _known(kept: Run | None) -> tuple[dict[str, Entrant], dict[str, str]]:
+    """Return the entrants that a comparison has found, and those that it cannot have."""
+    if kept is None or not kept.file(ENTRANTS).is_file():
+        return {}, {}
+    data = kept.read(ENTRANTS)
+    try:
+        return {key: Entrant(**e) for key, e in data["entrants"].items()}, dict(data["absent"])
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise kept.broken(ENTRANTS) from None
+
+
+def _results(kept: Run | None, entrants: Sequence[Entrant], seeds: int) -> Results:
+    """Return what the trainings that are done returned."""
+    found: Results = {}
+    for entrant in entrants if kept else ():
+        for seed in range(seeds):
+            name = _file(entrant.key, seed, "json")
+            if kept and kept.file(name).is_file():
+                found.setdefault(entrant.key, {})[seed] = kept.read(name)
+    return found
+
+
+def _trainings(plan: Comparison, results: Results) -> list[dict[str, Any]]:
+    """Return one row for each training."""
+    columns = ("accuracy", "loss", "images", "steps", "seconds", "reason")
+    return [
+        {"key": entrant.key, "kind": entrant.kind, "seed": seed}
+        | {column: results[entrant.key].get(seed, {}).get(column) for column in columns}
+        for entrant in plan.entrants
+        for seed in range(plan.seeds)
+    ]

@@ -1,0 +1,155 @@
+"""Who won a comparison, and by how much: figures from per-image answers.
+
+Every entrant answers the same images after trainings of the same seeds, so entrants are compared
+in pairs, image by image and seed by seed. An interval comes from a bootstrap that draws seeds and
+images anew, both with replacement; with the few seeds of a comparison it is rather too narrow.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixnas.jobs.entrants import Entrant
+
+DRAWS = 2000
+"""Bootstrap draws of an interval."""
+LEVEL = 0.95
+"""Confidence of an interval."""
+
+Results = Mapping[int, Mapping[str, Any]]
+"""What trainings of one entrant returned, by seed."""
+
+VERDICTS = ("ahead", "level", "behind")
+"""Where an entrant stands relative to the winner."""
+
+
+def standings(
+    entrants: Sequence[Entrant],
+    results: Mapping[str, Results],
+    latency: Mapping[str, Mapping[str, float]],
+) -> list[dict[str, Any]]:
+    """Return a row for each entrant, in their order.
+
+    Args:
+        entrants: who took part, the winner first.
+        results: for each entrant's key what its trainings returned.
+        latency: for each entrant's key quartiles in milliseconds.
+    """
+    winner = results.get("winner", {})
+    return [
+        {
+            "key": entrant.key,
+            "kind": entrant.kind,
+            "label": entrant.label,
+            **_accuracy(_complete(results.get(entrant.key, {}))),
+            **_against(results.get(entrant.key, {}), winner, entrant.key == "winner"),
+            "flops": entrant.costs["flops"],
+            "params": entrant.costs["params"],
+            "latency_ms": latency.get(entrant.key, {}).get("median"),
+            "latency_lower": latency.get(entrant.key, {}).get("lower"),
+            "latency_upper": latency.get(entrant.key, {}).get("upper"),
+            "note": "; ".join(
+                filter(None, (entrant.note, _failures(results.get(entrant.key, {}))))
+            ),
+        }
+        for entrant in entrants
+    ]
+
+
+def _complete(results: Results) -> Results:
+    return {seed: result for seed, result in results.items() if "hits" in result}
+
+
+def _failures(results: Results) -> str:
+    """Say why trainings have no result, each reason once."""
+    reasons: dict[str, list[int]] = {}
+    for seed, result in sorted(results.items()):
+        if "hits" not in result:
+            reasons.setdefault(str(result["reason"]), []).append(seed)
+    return "; ".join(
+        f"seed {', '.join(map(str, seeds))} failed: {reason}" for reason, seeds in reasons.items()
+    )
+
+
+def _accuracy(results: Results) -> dict[str, Any]:
+    """Return the mean over the seeds, its spread, and the error that the images imply."""
+    if not results:
+        return dict.fromkeys(
+            ("accuracy", "spread", "least", "most", "standard_error", "loss", "seconds")
+        ) | {"seeds": 0}
+    values = [result["accuracy"] for result in results.values()]
+    mean = statistics.fmean(values)
+    images = next(iter(results.values()))["images"]
+    return {
+        "seeds": len(values),
+        "accuracy": mean,
+        "spread": statistics.stdev(values) if len(values) > 1 else None,
+        "least": min(values),
+        "most": max(values),
+        "standard_error": math.sqrt(mean * (1 - mean) / images),
+        "loss": statistics.fmean(result["loss"] for result in results.values()),
+        "seconds": statistics.fmean(result["seconds"] for result in results.values()),
+    }
+
+
+def _against(results: Results, winner: Results, same: bool) -> dict[str, Any]:
+    """Return an entrant's accuracy less the winner's, its interval, and what that means."""
+    results, winner = _complete(results), _complete(winner)
+    seeds = sorted(set(results) & set(winner))
+    if same or not seeds:
+        return dict.fromkeys(("difference", "low", "high", "verdict"))
+    answers = [np.stack([_hits(side[seed]) for seed in seeds]) for side in (results, winner)]
+    gap = answers[0] - answers[1]
+    low, high = interval(gap)
+    verdict = "ahead" if low > 0 else "behind" if high < 0 else "level"
+    return {"difference": float(gap.mean()), "low": low, "high": high, "verdict": verdict}
+
+
+def _hits(result: Mapping[str, Any]) -> NDArray[np.float64]:
+    return np.frombuffer(result["hits"].encode(), dtype=np.uint8).astype(np.float64) - ord("0")
+
+
+def interval(gap: NDArray[np.float64], draws: int = DRAWS) -> tuple[float, float]:
+    """Return the bootstrap interval of a mean over seeds and images, both drawn anew.
+
+    Args:
+        gap: differences, (seeds, images).
+        draws: how many bootstrap draws.
+    """
+    rng = np.random.default_rng(0)
+    seeds, images = gap.shape
+    means = np.empty(draws)
+    for number in range(draws):
+        rows = gap[rng.integers(0, seeds, seeds)].mean(axis=0)
+        means[number] = rows[rng.integers(0, images, images)].mean()
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def sentence(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say plainly whether the winner wins, ties or loses, and against whom."""
+    winner, *others = rows
+    if winner["accuracy"] is None:
+        return f"The winner has no result: {winner['note']}."
+    judged = [row for row in others if row["verdict"]]
+    best = max([winner, *judged], key=lambda row: row["accuracy"])
+    place = 1 + sum(row["accuracy"] > winner["accuracy"] for row in judged)
+    parts = [
+        f"The winner reaches {winner['accuracy']:.1%}, place {place} of {1 + len(judged)}"
+        + ("" if best is winner else f" (first: {best['label']}, {best['accuracy']:.1%})")
+    ]
+    for verdict, words in zip(VERDICTS, ("it loses to", "ties with", "wins against"), strict=True):
+        labels = [row["label"] for row in judged if row["verdict"] == verdict]
+        parts.append(f"{words} {_named(labels)}")
+    failed = [row["label"] for row in others if not row["verdict"]]
+    seeds = "" if winner["seeds"] > 1 else " With one seed, chance in training is not seen."
+    missing = f" Without a result: {_named(failed)}." if failed else ""
+    return f"{parts[0]}: {', '.join(parts[1:])}.{missing}{seeds}"
+
+
+def _named(labels: Sequence[str]) -> str:
+    return f"{len(labels)} ({'; '.join(labels)})" if labels else "none"
