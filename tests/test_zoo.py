@@ -339,6 +339,7 @@ def test_a_new_classifier_has_the_networks_type(name):
         ("shvit_s4", {"width": 0}, InvalidOption, "width=0 must be above 0"),
         ("shvit_s4", {"width": math.nan}, InvalidOption, "width=nan must be above 0"),
         ("shvit_s4", {"width": math.inf}, InvalidOption, "width=inf must be above 0"),
+        ("shvit_s4", {"width": 100}, InvalidOption, "at most 16; 1 is as published"),
     ],
 )
 def test_a_mistake_is_one_line(name, options, kind, message):

@@ -51,11 +51,12 @@ HOW_TO_READ = (
     "All are trained from scratch by one recipe, on the same images in the same order, with the "
     "same seeds, and judged on images that chose nothing. The test images are not read. The "
     "recipe is short, one for all and tuned for none: it says who learns best under it, and no "
-    "figure here is a network's best.",
+    "figure here is a network's best. Where training images are small, a network of large patches "
+    "sees few tokens of them.",
     "Accuracy is the mean over the seeds +- their standard deviation. The difference to the "
     "winner's is paired, image by image and seed by seed; in brackets its 95 % interval by a "
     "bootstrap over seeds and images. An entrant is ahead or behind if that interval leaves out "
-    "zero, else level.",
+    "zero, else level. With two or three seeds such an interval is rather too narrow.",
     "FLOPs are multiply-adds of one image, with parameters and latency at the deployed image and "
     "classes, whatever the training images' size. Latency is timed whole and in turn, one image, "
     "unfused; medians.",

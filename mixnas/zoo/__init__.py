@@ -18,6 +18,9 @@ from mixnas.zoo.system import System, Variant
 
 __all__ = ["System", "Variant", "create", "get", "names", "options", "systems"]
 
+WIDEST = 16
+"""Greatest factor on the widths: some hundred times the cost, beyond any machine's memory soon."""
+
 
 @cache
 def systems() -> dict[str, System]:
@@ -52,11 +55,13 @@ def options(name: str, width: float = 1.0) -> dict[str, Any]:
 
     Raises:
         UnknownNetwork: if there is none of that name.
-        InvalidOption: if the factor is not positive.
+        InvalidOption: if the factor is not positive, or beyond `WIDEST`.
     """
     system, variant = get(name)
-    if not 0 < width < float("inf"):
-        raise InvalidOption(f"zoo '{name}': width={width} must be above 0; 1 is as published")
+    if not 0 < width <= WIDEST:
+        raise InvalidOption(
+            f"zoo '{name}': width={width} must be above 0 and at most {WIDEST}; 1 is as published"
+        )
     return dict(variant.options) if width == 1 else system.widen(variant.options, width)
 
 
