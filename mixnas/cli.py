@@ -395,6 +395,17 @@ def compare(
     mixer; random ones; one of timm. All have the same recipe, data and seeds, and are judged on
     images that chose nothing. Ctrl-C stops cleanly; the same command goes on where it was.
     """
+    from mixnas.jobs.settings import at_least
+
+    if as_json and markdown:
+        raise InvalidOption("--json and --markdown together; give one of them")
+    trainings, draws = _whole("--seeds", seeds), _whole("--random", random)
+    passes, crew = _maybe("--epochs", epochs), _maybe("--workers", workers)
+    at_least("--seeds", trainings, 1)
+    at_least("--random", draws, 0)
+    for option, number in (("--epochs", passes), ("--workers", crew)):
+        if number is not None:
+            at_least(option, number, 1)
     begun: list[str] = []
     silent = as_json or markdown or quiet
     listener = _listener(begun, results=dry_run and not as_json, quiet=silent)
@@ -403,12 +414,12 @@ def compare(
 
         found = job(
             run,
-            seeds=_whole("--seeds", seeds),
-            epochs=_maybe("--epochs", epochs),
-            random=_whole("--random", random),
+            seeds=trainings,
+            epochs=passes,
+            random=draws,
+            workers=crew,
             only=_names("--only", only),
             timm=timm,
-            workers=_maybe("--workers", workers),
             name=name,
             runs=runs,
             dry_run=dry_run,

@@ -2,10 +2,12 @@
 
 import fcntl
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
+from pickle import UnpicklingError
 
 from mixnas.errors import RunConflict, StorageFull
 
@@ -42,6 +44,20 @@ def guarded(path: Path) -> Iterator[None]:
             f"{path}: cannot be written ({error.strerror}); everything written before is kept: "
             "free some space, then repeat the same command and it goes on"
         ) from None
+
+
+UNREADABLE: tuple[type[Exception], ...] = (
+    OSError,
+    RuntimeError,
+    UnpicklingError,
+    struct.error,
+    LookupError,
+    EOFError,
+    AttributeError,
+    TypeError,
+    ValueError,
+)
+"""What `torch.load` with ``weights_only=True`` raises if a file is missing or damaged."""
 
 
 class Held:

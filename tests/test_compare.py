@@ -27,11 +27,11 @@ from mixnas.cli import main
 from mixnas.errors import BudgetUnreachable, InvalidOption, RunConflict
 from mixnas.jobs import entrants, one_mixer, scaling, timm_rivals
 from mixnas.jobs.compare import compare
-from mixnas.jobs.entrants import Entrant
+from mixnas.jobs.entrants import Entrant, described
 from mixnas.jobs.problem import Plan, Problem, reopen
 from mixnas.jobs.settings import Silent
 from mixnas.jobs.show import show
-from mixnas.jobs.standings import interval, sentence, standings
+from mixnas.jobs.standings import interval, sentence, sound, standings
 from mixnas.jobs.trainings import Keeper, loaded, train, trainer
 from mixnas.report.comparison import apart, draw
 from mixnas.run import Run
@@ -336,13 +336,43 @@ def test_equal_answers_are_level_and_the_interval_is_that_of_a_mean():
 
 def test_the_sentence_says_plainly_who_loses():
     rows = standings(*judged(winner=0.5, strong=0.9, weak=0.1), {})
-    text = sentence(rows)
+    text = sentence(rows, 10)
     assert "place 2 of 3 (first: strong <b>" in text
     assert "loses to 1 (strong <b>)" in text
     assert "wins against 1 (weak <b>)" in text
     assert "ties with none" in text
+    assert "No better than guessing: 1 (weak <b>)" in text
     rows = standings([an_entrant("winner", "winner")], {"winner": {0: {"reason": "died"}}}, {})
-    assert "has no result: seed 0 failed: died" in sentence(rows)
+    assert "has no result: seed 0 failed: died" in sentence(rows, 10)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hits": "01"},
+        {"hits": 5},
+        {"hits": "2" * 500},
+        {"images": 400},
+        {"accuracy": "x"},
+        {"loss": None},
+        {"seconds": "long"},
+    ],
+    ids=str,
+)
+def test_what_is_not_a_result_is_told_from_one(change):
+    result = {**answers(0.7, 500, 0), "steps": 10, "seconds": 1.0}
+    assert sound(result, 500)
+    assert sound({"reason": "it diverged"}, 500)
+    assert not sound({**result, **change}, 500)
+    assert not any(sound(other, 500) for other in ([], None, 3, {}, {"hits": "1"}, {"reason": 1}))
+
+
+@pytest.mark.parametrize(
+    "change", [{"costs": {}}, {"costs": "x"}, {"label": 5}, {"kind": "foo"}, {"source": None}]
+)
+def test_what_is_not_an_entrant_is_told_from_one(change):
+    assert described(an_entrant("winner", "winner"))
+    assert not described(replace(an_entrant("winner", "winner"), **change))
 
 
 def a_summary(**accuracies: float) -> dict:
@@ -353,7 +383,7 @@ def a_summary(**accuracies: float) -> dict:
     rows = standings(cast, results, latency)
     return {
         "of": "run <i>",
-        "sentence": sentence(rows),
+        "sentence": sentence(rows, 10),
         "rows": rows,
         "absent": {"system-x": "it <u>takes too much"},
         "budget": ["4MFLOPs"],

@@ -340,6 +340,16 @@ def test_a_new_classifier_has_the_networks_type(name):
         ("shvit_s4", {"width": math.nan}, InvalidOption, "width=nan must be above 0"),
         ("shvit_s4", {"width": math.inf}, InvalidOption, "width=inf must be above 0"),
         ("shvit_s4", {"width": 100}, InvalidOption, "at most 16; 1 is as published"),
+        ("shvit_s4", {"width": "1"}, InvalidOption, "width='1' must be above 0"),
+        ("shvit_s4", {"num_classes": -1}, InvalidOption, "num_classes -1: a whole number"),
+        ("shvit_s4", {"num_classes": None}, InvalidOption, "num_classes None: a whole number"),
+        ("shvit_s4", {"in_chans": 0}, InvalidOption, "in_chans 0: a whole number of at least 1"),
+        ("shvit_s4", {"image": (224,)}, InvalidOption, "one side, or height and width"),
+        ("shvit_s4", {"image": "224"}, InvalidOption, "image side 1 '224': a whole number"),
+        ("shvit_s4", {"dims": 5}, InvalidOption, "dims=5 makes no network .*as published"),
+        ("fvit_b32", {"dim": "x"}, InvalidOption, "dim='x' makes no network .*dim=768"),
+        ("fvit_b32", {"drop_path": 2}, InvalidOption, "drop_path=2 must be below 1"),
+        ("affnet_et", {"stem": -3}, InvalidOption, "stem=-3 must not be below 0"),
     ],
 )
 def test_a_mistake_is_one_line(name, options, kind, message):
@@ -416,7 +426,7 @@ def refused(path, message, **options):
 
 def test_a_checkpoint_that_is_not_there(tmp_path):
     refused(tmp_path / "none.pth", "no such file; give the path")
-    refused(tmp_path, "no such file")
+    refused(tmp_path, "no plain file")
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
@@ -435,8 +445,36 @@ def test_a_damaged_checkpoint(source, suffix, tmp_path):
 def test_a_checkpoint_of_objects_is_refused_unopened(source, tmp_path):
     path, trap = tmp_path / "weights.pth", tmp_path / "sprung"
     torch.save({"model": source.state_dict(), "best": Trap(trap)}, path)
-    refused(path, "holds more than tensors.*save its state dict alone")
+    refused(path, "holds more than tensors .* is not opened.*the state dict alone, as safetensors")
     assert not trap.exists()
+
+
+def test_a_checkpoint_that_holds_itself(tmp_path):
+    path, content = tmp_path / "weights.pth", {"model": {}}
+    content["model"]["model"] = content
+    torch.save(content, path)
+    refused(path, "holds no tensors")
+
+
+def test_a_text_is_no_checkpoint(tmp_path):
+    path = tmp_path / "weights.pth"
+    for text in ("hello world\n" * 10, "<!DOCTYPE html><html>", "{"):
+        path.write_text(text)
+        refused(path, "not a file of weights, or damaged")
+
+
+def test_a_checkpoint_is_known_by_what_it_holds_not_by_its_name(source, tmp_path):
+    torch.save(source.state_dict(), tmp_path / "weights.safetensors")
+    save_file(source.state_dict(), tmp_path / "weights.pth")
+    for path in tmp_path.iterdir():
+        assert equal(small(NAME, checkpoint=path), source)
+
+
+def test_complex_weights_are_refused(source, tmp_path):
+    path, state = tmp_path / "weights.pth", source.state_dict()
+    key = next(iter(state))
+    torch.save({**state, key: state[key].to(torch.complex64)}, path)
+    refused(path, "is sparse or complex")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, torch.zeros(3), "weights"])
@@ -464,7 +502,9 @@ def test_weights_of_another_variant_are_refused(tmp_path):
 def test_weights_of_another_number_of_classes_say_so(source, tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(source.state_dict(), path)
-    refused(path, "head.* is .* there, .* here; give its number of classes", num_classes=9)
+    refused(
+        path, "head.* is .* there, .* here; give num_classes=, its number of classes", num_classes=9
+    )
 
 
 # mixnas zoo

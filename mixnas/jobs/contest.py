@@ -16,10 +16,10 @@ from mixnas.arch import Architecture
 from mixnas.cost.latency import Stopwatch
 from mixnas.errors import MixnasError
 from mixnas.evaluate import Failure
-from mixnas.jobs.entrants import Entrant, Maker, create
+from mixnas.jobs.entrants import Entrant, Maker, create, described
 from mixnas.jobs.problem import Problem, duration
 from mixnas.jobs.settings import Listener
-from mixnas.jobs.standings import sentence, standings
+from mixnas.jobs.standings import sentence, sound, standings
 from mixnas.jobs.trainings import train, trainer
 from mixnas.run import Run
 from mixnas.train.recipe import AloneRecipe
@@ -131,6 +131,10 @@ class Contest:
         return AloneRecipe(steps=self.epochs * data.steps_per_epoch(batch), batch=batch)
 
     @property
+    def _images(self) -> int:
+        return self.problem.data.sizes["report"]
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What decides every result: other settings are another comparison."""
         return {
@@ -156,7 +160,7 @@ class Contest:
             keep: whether to write into it.
         """
         entrants, absent = self._gather(makers, kept, keep)
-        done = _results(kept, entrants, seeds)
+        done = _results(kept, entrants, seeds, self._images)
         pairs = ((e.key, seed) for seed in range(seeds) for e in entrants)
         lacking = tuple((key, seed) for key, seed in pairs if seed not in done.get(key, {}))
         return Comparison(
@@ -169,7 +173,7 @@ class Contest:
             pace=self._pace([e for e in entrants if (e.key, 0) in lacking], kept, keep),
             steps=self.recipe.steps,
             workers=self.workers,
-            images=self.problem.data.sizes["report"],
+            images=self._images,
         )
 
     def _gather(
@@ -207,7 +211,7 @@ class Contest:
 
     def _pace(self, entrants: Sequence[Entrant], kept: Run | None, keep: bool) -> dict[str, float]:
         """Time a step of each on one thread, as a worker will do it; each once."""
-        pace: dict[str, float] = kept.read(PACE) if kept and kept.file(PACE).is_file() else {}
+        pace = _paces(kept)
         batch = self.recipe.batch
         batches = list(islice(self.problem.data.train(batch=batch, seed=0), 2))
         threads = torch.get_num_threads()
@@ -260,7 +264,7 @@ class Contest:
                     self.listener.note(f"{name} failed: {outcome['reason']}")
                 self.listener.advance(1, **_figures(outcome), entrant=name)
         self.listener.end()
-        results = _results(kept, plan.entrants, plan.seeds)
+        results = _results(kept, plan.entrants, plan.seeds, plan.images)
         return {key: results.get(key, {}) | failed.get(key, {}) for key in byname}
 
     def _gpus(self) -> float:
@@ -274,7 +278,7 @@ class Contest:
         trained = {
             key for key, found in results.items() if any("hits" in r for r in found.values())
         }
-        times = kept.read(TIMES)["latency"] if kept.file(TIMES).is_file() else {}
+        times = _timed(kept)
         timed = [entrant for entrant in plan.entrants if entrant.key in trained]
         if not trained <= set(times) or not kept.file(TIMES).is_file():
             self.listener.stage("timing", len(timed))
@@ -304,7 +308,7 @@ class Contest:
                 "format": 1,
                 "comparison": kept.name,
                 "of": self.searched.name,
-                "sentence": sentence(rows),
+                "sentence": sentence(rows, len(problem.data.labels)),
                 "data": problem.data.name,
                 "budget": [str(limit) for limit in problem.limits],
                 "image": problem.space.image,
@@ -339,19 +343,51 @@ def _known(kept: Run | None) -> tuple[dict[str, Entrant], dict[str, str]]:
         return {}, {}
     data = kept.read(ENTRANTS)
     try:
-        return {key: Entrant(**e) for key, e in data["entrants"].items()}, dict(data["absent"])
+        entrants = {key: Entrant(**e) for key, e in data["entrants"].items()}
+        absent = dict(data["absent"])
     except (KeyError, TypeError, AttributeError, ValueError):
         raise kept.broken(ENTRANTS) from None
+    if not all(map(described, entrants.values())):
+        raise kept.broken(ENTRANTS)
+    return entrants, absent
 
 
-def _results(kept: Run | None, entrants: Sequence[Entrant], seeds: int) -> Results:
+def _paces(kept: Run | None) -> dict[str, float]:
+    """Return the seconds of a step that were measured before."""
+    if kept is None or not kept.file(PACE).is_file():
+        return {}
+    pace = kept.read(PACE)
+    if not isinstance(pace, dict) or not all(isinstance(v, int | float) for v in pace.values()):
+        raise kept.broken(PACE)
+    return pace
+
+
+def _timed(kept: Run) -> dict[str, Any]:
+    """Return the latencies that were measured before."""
+    if not kept.file(TIMES).is_file():
+        return {}
+    times = kept.read(TIMES)
+    try:
+        spans = dict(times["latency"])
+        figures = [span[key] for span in spans.values() for key in ("lower", "median", "upper")]
+        if isinstance(times["conditions"], dict) and all(isinstance(f, float) for f in figures):
+            return spans
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise kept.broken(TIMES)
+
+
+def _results(kept: Run | None, entrants: Sequence[Entrant], seeds: int, images: int) -> Results:
     """Return what the trainings that are done returned."""
     found: Results = {}
     for entrant in entrants if kept else ():
         for seed in range(seeds):
             name = _file(entrant.key, seed, "json")
             if kept and kept.file(name).is_file():
-                found.setdefault(entrant.key, {})[seed] = kept.read(name)
+                result = kept.read(name)
+                if not sound(result, images):
+                    raise kept.broken(name)
+                found.setdefault(entrant.key, {})[seed] = result
     return found
 
 

@@ -28,6 +28,10 @@ MOST_DRAWS = 20
 """Draws at most, on average, for a random architecture that has not been drawn before."""
 
 
+FULL = 0.9
+"""Share of the budget below which it is said that a system's widths come in coarse steps."""
+
+
 @dataclass(frozen=True)
 class Entrant:
     """One that takes part.
@@ -51,6 +55,19 @@ class Entrant:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
         return asdict(self)
+
+
+def described(entrant: Entrant) -> bool:
+    """Say whether an entrant that was read from a file is what it should be."""
+    words = entrant.key, entrant.kind, entrant.label, entrant.note
+    costs = entrant.costs if isinstance(entrant.costs, Mapping) else {}
+    return (
+        all(isinstance(word, str) for word in words)
+        and entrant.kind in ("winner", *KINDS)
+        and isinstance(entrant.source, Mapping)
+        and {"flops", "params"} <= costs.keys()
+        and all(type(cost) is int for cost in costs.values())
+    )
 
 
 def create(source: Mapping[str, Any], *, classes: int, image: int) -> nn.Module:
@@ -128,7 +145,10 @@ def _arch(
 def _system(name: str, scales: Scales) -> Entrant:
     source = scaling.scaled(name, scales)
     label = f"{source['zoo']} x {source['width']:.3g}"
-    return Entrant(f"system-{name}", "system", label, source, scales(source))
+    costs = scales(source)
+    load = scales.load(costs)
+    note = f"{load:.0%} of the budget: the next of its widths is above it" if load < FULL else ""
+    return Entrant(f"system-{name}", "system", label, source, costs, note)
 
 
 def _mixer(kind: str, mixer: str, problem: Problem, winner: Architecture) -> Entrant:

@@ -63,6 +63,10 @@ class Scales:
                 costs["latency"] = watch.time_module(create(), (3, space.image, space.image))
         return costs
 
+    def load(self, costs: Mapping[str, int]) -> float:
+        """Return the greatest share of an upper limit that costs take."""
+        return max(costs[limit.cost] / limit.high for limit in self.problem.limits)
+
     def within(self, costs: Mapping[str, int]) -> bool:
         """Say whether costs keep every limit, both ends."""
         return all(limit.excess(costs[limit.cost]) <= 0 for limit in self.problem.limits)
@@ -104,8 +108,7 @@ def scaled(name: str, scales: Scales) -> dict[str, Any]:
     base = _base(name, scales)
 
     def load(step: int) -> float:
-        costs = scales({"zoo": base, "width": step / STEPS})
-        return max(costs[limit.cost] / limit.high for limit in scales.problem.limits)
+        return scales.load(scales({"zoo": base, "width": step / STEPS}))
 
     step = greatest(load)
     source = {"zoo": base, "width": max(step, 1) / STEPS}

@@ -60,6 +60,21 @@ def standings(
     ]
 
 
+def sound(result: object, images: int) -> bool:
+    """Say whether this is what a training returns, judged on so many images."""
+    if not isinstance(result, Mapping):
+        return False
+    if "hits" not in result:
+        return isinstance(result.get("reason"), str)
+    hits, figures = result["hits"], [result.get(key) for key in ("accuracy", "loss", "seconds")]
+    return (
+        isinstance(hits, str)
+        and len(hits) == images == result.get("images")
+        and set(hits) <= {"0", "1"}
+        and all(isinstance(figure, int | float) for figure in figures)
+    )
+
+
 def _complete(results: Results) -> Results:
     return {seed: result for seed, result in results.items() if "hits" in result}
 
@@ -130,8 +145,13 @@ def interval(gap: NDArray[np.float64], draws: int = DRAWS) -> tuple[float, float
     return float(low), float(high)
 
 
-def sentence(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Say plainly whether the winner wins, ties or loses, and against whom."""
+def sentence(rows: Sequence[Mapping[str, Any]], classes: int) -> str:
+    """Say plainly whether the winner wins, ties or loses, and against whom.
+
+    Args:
+        rows: of `standings`.
+        classes: of the data; one over it is guessing.
+    """
     winner, *others = rows
     if winner["accuracy"] is None:
         return f"The winner has no result: {winner['note']}."
@@ -148,7 +168,13 @@ def sentence(rows: Sequence[Mapping[str, Any]]) -> str:
     failed = [row["label"] for row in others if not row["verdict"]]
     seeds = "" if winner["seeds"] > 1 else " With one seed, chance in training is not seen."
     missing = f" Without a result: {_named(failed)}." if failed else ""
-    return f"{parts[0]}: {', '.join(parts[1:])}.{missing}{seeds}"
+    guessing = [
+        row["label"]
+        for row in (winner, *judged)
+        if row["accuracy"] <= 1 / classes + 2 * row["standard_error"]
+    ]
+    chance = f" No better than guessing: {_named(guessing)}." if guessing else ""
+    return f"{parts[0]}: {', '.join(parts[1:])}.{chance}{missing}{seeds}"
 
 
 def _named(labels: Sequence[str]) -> str:

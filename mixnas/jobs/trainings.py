@@ -5,12 +5,10 @@ that was killed goes on where it was and ends as if undisturbed, bit for bit on 
 """
 
 import io
-import struct
 import time
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -20,23 +18,12 @@ from mixnas import data as datasets
 from mixnas.errors import TrainingDiverged
 from mixnas.evaluate import answers
 from mixnas.jobs.entrants import create
-from mixnas.storage import write
+from mixnas.storage import UNREADABLE, write
 from mixnas.train.alone import AloneTrainer
 from mixnas.train.recipe import AloneRecipe
 
 EVERY = 30.0
 """Seconds of training between checkpoints: what a kill can lose."""
-UNREADABLE = (
-    OSError,
-    RuntimeError,
-    UnpicklingError,
-    struct.error,
-    LookupError,
-    EOFError,
-    TypeError,
-    ValueError,
-)
-"""What reading a file of tensors raises if it is missing or damaged."""
 JUDGED = 256
 """Images that are judged at once."""
 

@@ -86,7 +86,7 @@ def draw(summary: Mapping[str, Any]) -> "Figure":
         _scatter(axes, points)
         if cost in limits:
             high = limits[cost].high / (NANOSECONDS if cost == "latency" else unit)
-            axes.axvline(high, color="grey", ls="--", lw=1)
+            axes.axvline(high, color="grey", ls="--", lw=1, label="budget")
         axes.set_xlabel(label)
         axes.set_ylabel("accuracy, per cent")
         _name(axes, points)

@@ -6,6 +6,7 @@ published name, `names` lists them. A sixth system is one more file.
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def get(name: str) -> tuple[System, Variant]:
     for system in systems().values():
         if name in system.variants:
             return system, system.variants[name]
-    raise UnknownNetwork(f"zoo: no network '{name}'; {did_you_mean(name, names())}")
+    raise UnknownNetwork(f"zoo: no network '{name}'; {did_you_mean(str(name).lower(), names())}")
 
 
 def options(name: str, width: float = 1.0) -> dict[str, Any]:
@@ -58,9 +59,9 @@ def options(name: str, width: float = 1.0) -> dict[str, Any]:
         InvalidOption: if the factor is not positive, or beyond `WIDEST`.
     """
     system, variant = get(name)
-    if not 0 < width <= WIDEST:
+    if not isinstance(width, int | float) or not 0 < width <= WIDEST:
         raise InvalidOption(
-            f"zoo '{name}': width={width} must be above 0 and at most {WIDEST}; 1 is as published"
+            f"zoo '{name}': width={width!r} must be above 0 and at most {WIDEST}; 1 is as published"
         )
     return dict(variant.options) if width == 1 else system.widen(variant.options, width)
 
@@ -95,17 +96,49 @@ def create(
     """
     system, variant = get(name)
     given = options(name, width)
-    for setting in settings:
-        if setting not in given:
-            raise InvalidOption(
-                f"zoo '{name}': no setting '{setting}'; {did_you_mean(setting, given)}"
-            )
-    network = system.network(
-        num_classes=num_classes,
-        in_chans=in_chans,
-        image=variant.image if image is None else image,
-        **{**given, **settings},
-    )
+    image = variant.image if image is None else image
+    _check_sizes(name, num_classes, in_chans, image)
+    _check_settings(name, settings, given)
+    try:
+        network = system.network(
+            num_classes=num_classes, in_chans=in_chans, image=image, **{**given, **settings}
+        )
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, LookupError) as error:
+        if not settings:
+            raise  # as published: the mistake is ours
+        asked = ", ".join(f"{setting}={value!r}" for setting, value in settings.items())
+        raise InvalidOption(
+            f"zoo '{name}': {asked} makes no network ({type(error).__name__}: {error}); as "
+            f"published it has {', '.join(f'{key}={given[key]!r}' for key in settings)}"
+        ) from error
     if checkpoint is not None:
         load_checkpoint(network, Path(checkpoint), name, system)
     return network
+
+
+def _check_sizes(name: str, classes: object, channels: object, image: object) -> None:
+    """Refuse what is no number of classes, of channels, or of pixels."""
+    sides = image if isinstance(image, tuple) else (image, image)
+    whole = {"num_classes": (classes, 0), "in_chans": (channels, 1)}
+    whole |= {f"image side {number + 1}": (side, 1) for number, side in enumerate(sides)}
+    for what, (value, least) in whole.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InvalidOption(
+                f"zoo '{name}': {what} {value!r}: a whole number of at least {least} is needed"
+            )
+    if len(sides) != 2:
+        raise InvalidOption(f"zoo '{name}': image={image!r} must be one side, or height and width")
+
+
+def _check_settings(name: str, settings: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Refuse settings that the network does not have, and numbers below 0."""
+    for setting, value in settings.items():
+        if setting not in known:
+            raise InvalidOption(
+                f"zoo '{name}': no setting '{setting}'; {did_you_mean(setting, known)}"
+            )
+        for number in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(number, int | float) and not number >= 0:
+                raise InvalidOption(f"zoo '{name}': {setting}={value!r} must not be below 0")
+    if settings.get("drop_path") is not None and not settings["drop_path"] < 1:
+        raise InvalidOption(f"zoo '{name}': drop_path={settings['drop_path']!r} must be below 1")

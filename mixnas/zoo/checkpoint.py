@@ -1,6 +1,7 @@
 """Published weights: read safely, translated from the authors' names, checked key by key."""
 
 import argparse
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mixnas.errors import InvalidCheckpoint
+from mixnas.storage import UNREADABLE
 from mixnas.zoo.system import State, System
 
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict")
@@ -24,10 +26,16 @@ HEAD = "head"
 """How the names of a classifier's weights begin."""
 
 CURES = {
-    HEAD: "give its number of classes",
+    HEAD: "give num_classes=, its number of classes",
     "positions": "give image=, the side of its images in pixels",
 }
 """What to do about weights of another shape, by how their name begins."""
+
+BROKEN: tuple[type[Exception], ...] = (*UNREADABLE, SafetensorError)
+"""What reading a file raises that is damaged, or no file of weights."""
+
+DEPTH = 4
+"""How many wrappers of training scripts are taken off at most."""
 
 
 def load_checkpoint(network: nn.Module, path: Path, name: str, system: System) -> None:
@@ -67,29 +75,46 @@ def read(path: Path) -> State:
         InvalidCheckpoint: if the file is missing, damaged, or would need unpickling.
     """
     if not path.is_file():
-        raise InvalidCheckpoint(f"{path}: no such file; give the path of downloaded weights")
+        what = "no plain file" if path.exists() else "no such file"
+        raise InvalidCheckpoint(f"{path}: {what}; give the path of downloaded weights")
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             return dict(load_file(path))
-        with torch.serialization.safe_globals([argparse.Namespace]):  # plain data in many of them
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        # A namespace of options is plain data, and stands in many of them.
+        with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        what = str(error).splitlines()[0]
+        raise InvalidCheckpoint(f"{path}: {_refused(str(error))}") from None
+    except BROKEN as error:
         raise InvalidCheckpoint(
-            f"{path}: holds more than tensors, or is damaged ({what}); where you trust it, save "
-            "its state dict alone, as safetensors"
-        ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError) as error:
-        raise InvalidCheckpoint(
-            f"{path}: cannot be read ({type(error).__name__}); download it again"
+            f"{path}: not a file of weights, or damaged ({type(error).__name__}); give PyTorch's "
+            "own or safetensors, downloaded whole"
         ) from None
     return _tensors(content, path)
 
 
+def _is_safetensors(path: Path) -> bool:
+    """Say by its first bytes, whatever its name: a length, then the header's brace."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def _refused(reason: str) -> str:
+    """Say why PyTorch would not read a file of tensors alone, in words of our own."""
+    found = re.search(r"GLOBAL ([\w.]+)", reason)
+    if found is None:
+        return "not a file of weights, or damaged; give PyTorch's own or safetensors"
+    return (
+        f"holds more than tensors ({found[1]}) and is not opened, since that would run code of "
+        "its own; ask its source for the state dict alone, as safetensors"
+    )
+
+
 def _tensors(content: Any, path: Path) -> State:
     """Unwrap a state dict."""
-    while isinstance(content, Mapping):
-        inner = next((content[key] for key in WRAPPERS if key in content), None)
+    for _ in range(DEPTH):
+        wrapped = content if isinstance(content, Mapping) else {}
+        inner = next((wrapped[key] for key in WRAPPERS if key in wrapped), None)
         if not isinstance(inner, Mapping):
             break
         content = inner
@@ -106,6 +131,8 @@ def _check(state: State, own: Mapping[str, Tensor], path: Path, name: str) -> No
     if state.keys() != own.keys():
         raise InvalidCheckpoint(f"{path}: not weights of {name}: {_first(state, own)}")
     for key, tensor in own.items():
+        if state[key].layout != torch.strided or state[key].is_complex():
+            raise InvalidCheckpoint(f"{path}: {key} is sparse or complex; dense weights are needed")
         if tensor.shape != state[key].shape:
             shapes = f"{tuple(state[key].shape)} there, {tuple(tensor.shape)} here"
             hint = "".join(f"; {cure}" for part, cure in CURES.items() if key.startswith(part))
