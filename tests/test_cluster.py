@@ -111,7 +111,8 @@ def _no_weights():
 def test_stopped_it_goes_on_and_ends_as_if_undisturbed(toy, tmp_path, how):
     log = tmp_path / "log"
     script = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits deafness
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from functools import partial
 from pathlib import Path
@@ -126,7 +127,10 @@ cluster.evaluate(Toy().search(Path({str(log)!r}), trials=60),
             time.sleep(0.02)
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(how)
-        process.wait(30)
+        try:
+            process.wait(30)
+        finally:
+            process.kill()
     heavy = [child for child in family if not _is_agent(child)]
     _, alive = psutil.wait_procs(heavy, timeout=20)
     assert not alive
@@ -234,7 +238,8 @@ def test_tasks_closed_early_leave_nothing_and_a_search_can_follow(toy, tmp_path)
 
 def test_tasks_end_at_an_interrupt(tmp_path):
     script = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits deafness
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from mixnas import cluster
@@ -249,7 +254,10 @@ for index, _ in cluster.each(perform, tasks, workers=2):
             time.sleep(0.02)
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) != 0
+        try:
+            assert process.wait(30) != 0
+        finally:
+            process.kill()
     _, alive = psutil.wait_procs(family, timeout=20)
     assert not alive
 

@@ -275,7 +275,9 @@ def test_weights_of_another_network_are_refused(tmp_path):
     torch.save(authors_state(TINY), tmp_path / "tiny.pth")
     with pytest.raises(InvalidCheckpoint, match="not weights of litv2_s"):
         zoo.create("litv2_s", checkpoint=tmp_path / "tiny.pth")
-    with pytest.raises(InvalidCheckpoint, match=r"head\..* give num_classes=, its number of classes"):
+    with pytest.raises(
+        InvalidCheckpoint, match=r"head\..* give num_classes=, its number of classes"
+    ):
         zoo.create("litv2_s", checkpoint=tmp_path / "tiny.pth", **{**TINY, "num_classes": 8})
     torch.save({"layers.2.blocks.0.attn.l_kv.weight": torch.zeros(3)}, tmp_path / "odd.pth")
     with pytest.raises(InvalidCheckpoint, match="not weights of litv2_s"):
