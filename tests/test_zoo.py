@@ -106,8 +106,10 @@ def lively(network, seed=0):
                 parameter.normal_(std=fan**-0.5, generator=generator)
             else:
                 parameter.normal_(std=0.2, generator=generator)
-        for layer in network.modules():
+        for path, layer in network.named_modules():
             weight = getattr(layer, "weight", None)
+            if path.endswith(".offset"):  # LITv2 samples there: beyond the map it would see nothing
+                weight.mul_(0.05)
             if isinstance(weight, nn.Parameter) and weight.dim() == 1:
                 weight.uniform_(0.5, 1.5, generator=generator)
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
