@@ -89,8 +89,9 @@ def test_outputs_are_those_of_timm(name, tmp_path):
             assert expected.abs().max() > 0.5
             assert difference(ours(images), expected) < bound
             assert difference(fuse(ours)(images), expected) < bound
+    folded = theirs.fuse() or theirs  # older releases fold in place and return nothing
     with torch.no_grad():
-        assert difference(fuse(ours)(images), theirs.fuse()(images)) < 1e-10
+        assert difference(fuse(ours)(images), folded(images)) < 1e-10
 
 
 def conv_norm(prefix, out, into, kernel=1):
