@@ -1,0 +1,1 @@
+"""How good a classifier is on images that it has never seen."""
