@@ -1,0 +1,111 @@
+"""Options that several commands share, and how their words are read."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from mixnas.errors import InvalidOption
+
+FIND, TRAIN, SEARCH, RUN = "What to find", "Data and training", "Search", "The run"
+
+Space = Annotated[
+    str,
+    typer.Option(
+        "--space",
+        metavar="NAME|FILE",
+        help="Search space: a shipped name (see mixnas spaces) or a TOML file.",
+        rich_help_panel=FIND,
+    ),
+]
+Budget = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget",
+        metavar="AMOUNT",
+        help="Upper limit with its unit: 1.5GFLOPs, 20ms, 10Mparams, or a range 1.2-1.5GFLOPs; "
+        "repeat it for several that hold together.",
+        rich_help_panel=FIND,
+    ),
+]
+Mixers = Annotated[
+    str | None,
+    typer.Option(
+        "--mixers",
+        metavar="A,B",
+        help="Search these mixers only (see mixnas mixers). Default: all of the space.",
+        rich_help_panel=FIND,
+    ),
+]
+Image = Annotated[
+    str | None,
+    typer.Option(
+        "--image",
+        metavar="PIXELS",
+        help="Side of the deployed image, at which costs are counted. Default: the space's (224).",
+        rich_help_panel=FIND,
+    ),
+]
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        "--classes",
+        metavar="N",
+        help="Classes of the deployed network. Default: the data's; the space's (1000) for digits.",
+        rich_help_panel=FIND,
+    ),
+]
+Folder = Annotated[
+    str,
+    typer.Option(
+        "--runs", metavar="FOLDER", help="Folder that holds the runs.", rich_help_panel=RUN
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print JSON only, for programs: no tables, no progress.", rich_help_panel=RUN
+    ),
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Show no progress.", rich_help_panel=RUN)
+]
+
+
+def budgets(texts: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the budgets, refusing now what cannot be read."""
+    from mixnas.cost.limit import parse_all
+
+    parse_all(texts or ())
+    return tuple(texts or ())
+
+
+def whole(option: str, text: str) -> int:
+    """Read a whole number; `option` is named where it is none."""
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidOption(f"{option} {text!r}: a whole number is needed") from None
+
+
+def number(option: str, text: str) -> float:
+    """Read a number; `option` is named where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidOption(f"{option} {text!r}: a number is needed") from None
+
+
+def maybe(option: str, text: str | None) -> int | None:
+    """Read a whole number if one is given."""
+    return None if text is None else whole(option, text)
+
+
+def names(option: str, text: str | None) -> tuple[str, ...]:
+    """Split names at commas, each once."""
+    if text is None:
+        return ()
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise InvalidOption(f"{option} {text!r}: names separated by commas are needed, such as a,b")
+    return names

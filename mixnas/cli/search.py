@@ -1,0 +1,179 @@
+"""`mixnas search`."""
+
+from dataclasses import fields
+from typing import Annotated
+
+import typer
+
+from mixnas.cli.application import app
+from mixnas.cli.options import (
+    RUN,
+    SEARCH,
+    TRAIN,
+    Budget,
+    Classes,
+    Folder,
+    Image,
+    Json,
+    Mixers,
+    Space,
+    budgets,
+    maybe,
+    names,
+    whole,
+)
+from mixnas.cli.output import following, say_found, say_json
+from mixnas.run import Run
+
+
+@app.command()
+def search(
+    context: typer.Context,
+    budget: Budget = None,
+    space: Space = "default",
+    mixers: Mixers = None,
+    image: Image = None,
+    classes: Classes = None,
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="DATA",
+            help="digits (embedded), a folder of class folders, a folder of IDX files (MNIST, "
+            "Fashion-MNIST), or a name that timm's create_dataset takes.",
+            rich_help_panel=TRAIN,
+        ),
+    ] = "digits",
+    epochs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Passes over the training images. Default: the recipe's.",
+            rich_help_panel=TRAIN,
+        ),
+    ] = None,
+    batch: Annotated[
+        str,
+        typer.Option(metavar="N", help="Images in a training step.", rich_help_panel=TRAIN),
+    ] = "64",
+    resolution: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Side of the training images; weights carry over to any other. "
+            "Default: the data's (32 for digits).",
+            rich_help_panel=TRAIN,
+        ),
+    ] = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="DEVICE",
+            help="Where to train and to time: auto, cpu or cuda.",
+            rich_help_panel=TRAIN,
+        ),
+    ] = "auto",
+    trials: Annotated[
+        str, typer.Option(metavar="N", help="Architectures to evaluate.", rich_help_panel=SEARCH)
+    ] = "240",
+    sampler: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="How to choose them: nsga2, tpe, gp, random or evolution.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = "nsga2",
+    seed: Annotated[
+        str,
+        typer.Option(
+            metavar="N",
+            help="Of data splits, training and search: the same seed finds the same winner.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = "0",
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Processes that evaluate; any number finds the same. Default: one a core.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Bound on the whole, such as 90s, 45m, 2h or 1h30m; it chooses the epochs.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of the run's folder. Default: made of data, space, budget, seed.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    runs: Folder = "runs",
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Stop after the plan: what fits, supernet size, time, memory, disk.",
+            rich_help_panel=RUN,
+        ),
+    ] = False,
+    as_json: Json = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Show no progress.", rich_help_panel=RUN)
+    ] = False,
+) -> None:
+    """Train a supernet, search it under a budget, name and save the winner.
+
+    ```
+    mixnas search --budget 1.5GFLOPs --budget 20ms --data photos/
+    ```
+
+    First comes the plan, then training, the search, and the finalists' second scoring. Ctrl-C
+    stops cleanly; the same command goes on where it was. Costs are counted at the deployed image
+    and classes, whatever the size of the training images.
+    """
+    from mixnas.jobs.settings import Settings, at_least
+
+    settings = Settings(
+        budget=budgets(budget),
+        data=data,
+        space=space,
+        trials=whole("--trials", trials),
+        sampler=sampler,
+        seed=whole("--seed", seed),
+        epochs=maybe("--epochs", epochs),
+        time=time,
+        mixers=names("--mixers", mixers),
+        image=maybe("--image", image),
+        classes=maybe("--classes", classes),
+        device=device,
+        batch=whole("--batch", batch),
+        resolution=maybe("--resolution", resolution),
+    )
+    settings.check()
+    crew = maybe("--workers", workers)
+    if crew is not None:
+        at_least("workers", crew, 1)
+    results = dry_run and not as_json
+    with following(context, results=results, quiet=as_json or quiet, keeps=not dry_run) as listener:
+        from mixnas.jobs.search import search as job
+
+        found = job(
+            **{field.name: getattr(settings, field.name) for field in fields(settings)},
+            workers=crew,
+            name=name,
+            runs=runs,
+            dry_run=dry_run,
+            listener=listener,
+        )
+    if isinstance(found, Run):
+        say_found(found, runs, as_json)
+    elif as_json:
+        say_json(found.to_dict())
