@@ -17,7 +17,8 @@ from timm.data.dataset import IterableImageDataset
 from mixnas.data import load
 from mixnas.data.folders import read_folder
 from mixnas.data.idx import read_idx
-from mixnas.data.pictures import as_rgb
+from mixnas.data.preprocessing import as_rgb
+from mixnas.data.sources import renumber
 from mixnas.data.splits import NAMES, stratified
 from mixnas.data.timm_sets import from_streams
 from mixnas.errors import DataError, InvalidOption
@@ -632,6 +633,33 @@ def test_a_set_that_can_only_be_walked_through():
     twin = from_streams("wds/x", stream_of(12), stream_of(3, first=1))
     assert twin.identity() == source.identity()
     assert from_streams("wds/x", stream_of(12), None).identity() != source.identity()
+
+
+@pytest.mark.parametrize("part", ["training", "test"])
+def test_labels_that_are_kept_secret_are_no_class(part):
+    secret = IterableImageDataset("", reader=[(Image.new("RGB", (40, 40)), -1)] * 3)
+    train, test = (secret, None) if part == "training" else (stream_of(12), secret)
+    with pytest.raises(DataError, match=f"3 {part} images have the label -1, which stands for no"):
+        from_streams("wds/x", train, test)
+
+
+raw_labels = st.lists(st.integers(-2, 12), max_size=30).map(lambda raw: np.array(raw, np.int64))
+
+
+@given(train=raw_labels, test=raw_labels, names=st.lists(st.text(min_size=1), max_size=8))
+@settings(deadline=None)
+def test_no_label_leaves_the_classes(train, test, names):
+    named = [names[raw] if 0 <= raw < len(names) else str(raw) for raw in range(-2, 13)]
+    negative = min(train.min(initial=0), test.min(initial=0)) < 0
+    if negative or not set(test) <= set(train):
+        with pytest.raises(DataError, match=r"label -\d|which no training image has"):
+            renumber(train, test, names, "x")
+        return
+    targets, labels = renumber(train, test, names, "x")
+    assert targets.dtype == np.int64
+    assert all(0 <= target < len(labels) for target in targets)
+    back = [labels[target] for target in targets]
+    assert back == [named[raw + 2] for raw in np.concatenate([train, test])]
 
 
 def test_a_walked_set_too_large_for_memory_is_refused(monkeypatch):

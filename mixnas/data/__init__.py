@@ -3,6 +3,8 @@
 `load` turns a word or a path into `Data`; everything else is how.
 """
 
+from mixnas.data.augment import Augmentation
 from mixnas.data.dataset import Data, load
+from mixnas.data.preprocessing import Preprocessing
 
-__all__ = ["Data", "load"]
+__all__ = ["Augmentation", "Data", "Preprocessing", "load"]

@@ -6,15 +6,16 @@ from typing import Final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from mixnas.data.augment import SHIFT, shifted
+from mixnas.data.preprocessing import squeezed
 from mixnas.data.splits import Indices, generator
 
 MOMENTS_FROM: Final = 4096
 MOMENTS_AT_ONCE: Final = 256
-SHIFT: Final = 8  # images are shifted by up to a SHIFT-th of their side
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,14 @@ class Arrays:
         """Shorter side of the stored images, in pixels."""
         return min(self.pixels.shape[-2:])
 
+    @property
+    def grey(self) -> bool:
+        """Whether the images have one channel."""
+        return self.pixels.shape[1] == 1
+
+    def crop(self, _side: int) -> None:
+        """Nothing is cut off: the whole image is squeezed into the square."""
+
     def identity(self) -> str:
         """Hash every pixel and label."""
         digest = hashlib.sha256(repr(tuple(self.pixels.shape)).encode())
@@ -50,12 +59,12 @@ class Arrays:
 
     def clean(self, indices: Indices, side: int) -> Tensor:
         """Pick images and resize them, bicubically: uint8, shape (B, C, side, side)."""
-        images = self.pixels[torch.from_numpy(indices)]
-        if images.shape[-2:] == (side, side):
-            return images
-        size = (side, side)
-        large = F.interpolate(images.float(), size=size, mode="bicubic", antialias=True)
-        return large.round_().clamp_(0, 255).to(torch.uint8)
+        return squeezed(self.pixels[torch.from_numpy(indices)], side)
+
+    def picture(self, index: int) -> Image.Image:
+        """Return an image as it is stored, in RGB."""
+        pixels = self.pixels[index].expand(3, -1, -1).permute(1, 2, 0)
+        return Image.fromarray(pixels.contiguous().numpy())
 
     def varied(self, indices: Indices, side: int, *key: int) -> Tensor:
         """Shift each image by up to an eighth of its side on black; mirror half if `flip`.
@@ -67,7 +76,8 @@ class Arrays:
         if self.flip:
             mirrored = torch.from_numpy(rng.random(len(images)) < 0.5)
             images[mirrored] = images[mirrored].flip(-1)
-        return _shifted(images, rng)
+        corners = rng.integers(0, 2 * (side // SHIFT) + 1, size=(2, len(images), 1))
+        return shifted(images, torch.from_numpy(corners))
 
     def moments(self, indices: Indices, side: int) -> tuple[list[float], list[float]]:
         """Mean and standard deviation per channel over at most 4,096 of the images."""
@@ -89,14 +99,3 @@ def digits() -> Arrays:
     grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
     labels = tuple(str(name) for name in bunch.target_names)
     return Arrays(torch.from_numpy(grey)[:, None], bunch.target.astype(np.int64), labels)
-
-
-def _shifted(images: Tensor, rng: np.random.Generator) -> Tensor:
-    batch, side = images.shape[0], images.shape[-1]
-    margin = side // SHIFT
-    padded = F.pad(images, (margin,) * 4)
-    corner = torch.from_numpy(rng.integers(0, 2 * margin + 1, size=(2, batch, 1)))
-    rows, columns = corner + torch.arange(side)
-    each = torch.arange(batch)[:, None, None]
-    # Advanced indices around a slice put the channels last.
-    return padded[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -3,8 +3,8 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from mixnas.data import arrays, folders, idx, timm_sets
+from mixnas.data.augment import Augmentation
+from mixnas.data.preprocessing import Preprocessing
 from mixnas.data.sources import KNOWN, Source, training_side
-from mixnas.data.splits import Indices, SplitName, generator, stratified
+from mixnas.data.splits import NAMES, Indices, SplitName, generator, stratified
 from mixnas.data.stream import Steps, follow
 from mixnas.errors import DataError, InvalidOption
 
@@ -49,36 +51,67 @@ class Data:
         """Return a split's image numbers, in the order in which `batches` yields them."""
         return tuple(self._splits[split].tolist())
 
-    def steps_per_epoch(self, batch: int) -> int:
-        """Return how many whole batches the training split gives."""
-        return self._steps(batch, 0).per_epoch
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Return what `batches` does to a picture, for pictures from elsewhere."""
+        source = self._source
+        crop = source.crop(self.image)
+        return Preprocessing(self.image, self.mean, self.deviation, source.grey, crop)
+
+    def steps_per_epoch(self, batch: int, splits: Sequence[SplitName] = ("train",)) -> int:
+        """Return how many whole batches the training split, or several together, give."""
+        return self._steps(batch, 0, splits).per_epoch
 
     def train(
-        self, *, batch: int, seed: int, start: int = 0, workers: int = 0
+        self,
+        *,
+        batch: int,
+        seed: int,
+        start: int = 0,
+        workers: int = 0,
+        augmentation: Augmentation | None = None,
+        shard: tuple[int, int] = (0, 1),
+        splits: Sequence[SplitName] = ("train",),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield augmented training batches from step `start` on, for ever.
 
-        A batch is a pure function of batch size, seed and step, for any number of workers. Only
-        whole batches; a batch larger than the training split is the whole split.
+        A batch is a pure function of batch size, seed and step, for any number of workers, and
+        the parts of all shards are together the batch of one process. Only whole batches; a batch
+        larger than the training images is all of them.
 
         Args:
-            batch: images a batch.
+            batch: images a batch, of all shards together.
             seed: any integer.
             start: first step.
-            workers: processes that decode files; images in memory need none.
+            workers: processes that decode and augment; light work on images in memory needs none.
+            augmentation: of a stand-alone training; None is the weak one of a supernet.
+            shard: number and count of the processes that share each batch, in contiguous parts.
+            splits: where the images are drawn from; any but "test".
 
         Yields:
             Normalised images, float32 of shape (B, 3, S, S), and labels, int64 of shape (B,).
 
         Raises:
-            DataError: an image cannot be decoded.
+            DataError: an image is gone or cannot be decoded.
+            InvalidOption: the batch does not divide into the shards, or a split is not for
+                training.
+            WorkerLost: a worker process ended.
         """
-        steps = self._steps(batch, seed)
-        for images, targets in follow(steps, start, workers if self._source.heavy else 0):
-            yield self._normalised(images), targets
+        steps = self._steps(batch, seed, splits)
+        _check_shard(shard, steps.batch)
+        steps = replace(steps, augmentation=augmentation, shard=shard)
+        crew = workers if self._is_work(augmentation) else 0
+        for images, targets, numbers in follow(steps, start, crew):
+            pixels = self._normalised(images)
+            yield augmentation.erased(pixels, numbers) if augmentation else pixels, targets
 
     def batches(
-        self, split: SplitName, *, batch: int, limit: int | None = None
+        self,
+        split: SplitName,
+        *,
+        batch: int,
+        limit: int | None = None,
+        shard: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield a split once, without augmentation, in a fixed and mixed order.
 
@@ -86,14 +119,18 @@ class Data:
             split: "train", "rank", "report" or "test".
             batch: images a batch; the last may be smaller.
             limit: stop after that many images.
+            shard: number r and count n of the processes that share the split: image r, then every
+                n-th, so that each image is one shard's.
 
         Yields:
             Normalised images, float32 of shape (B, 3, S, S), and labels, int64 of shape (B,).
 
         Raises:
-            DataError: an image cannot be decoded.
+            DataError: an image is gone or cannot be decoded.
+            InvalidOption: there is no such shard.
         """
-        members = self._splits[split][:limit]
+        _check_shard(shard)
+        members = self._splits[split][:limit][shard[0] :: shard[1]]
         for start in range(0, len(members), _positive(batch)):
             chosen = members[start : start + batch]
             targets = torch.from_numpy(self._source.targets[chosen])
@@ -114,16 +151,20 @@ class Data:
         chosen = np.concatenate(drawn or [members[:0]])[: batches * batch].reshape(-1, batch)
         return [self._normalised(self._source.clean(part, self.image)) for part in chosen]
 
-    def _steps(self, batch: int, seed: int) -> Steps:
-        members = self._splits["train"]
-        return Steps(self._source, members, self.image, min(_positive(batch), len(members)), seed)
+    def _steps(self, batch: int, seed: int, splits: Sequence[SplitName]) -> Steps:
+        _check_splits(splits)
+        members = np.concatenate([self._splits[split] for split in splits])
+        batch = min(_positive(batch), len(members))
+        return Steps(self._source, members, self.image, batch, seed, self.mean)
+
+    def _is_work(self, augmentation: Augmentation | None) -> bool:
+        """Say whether worker processes are worth their start."""
+        if self._source.heavy or augmentation is None:
+            return self._source.heavy
+        return augmentation.transform(self.image, self.mean, self._source.flip) is not None
 
     def _normalised(self, images: Tensor) -> Tensor:
-        mean, deviation = (
-            torch.tensor(values)[:, None, None] for values in (self.mean, self.deviation)
-        )
-        pixels = (images.float() / 255 - mean) / deviation
-        return pixels.expand(-1, 3, -1, -1).contiguous()
+        return self.preprocessing.normalised(images)
 
 
 def load(spec: str = "digits", *, seed: int = 0, image: int | None = None) -> Data:
@@ -190,6 +231,26 @@ def _fingerprint(name: str, source: Source, splits: dict[SplitName, Indices]) ->
         digest.update(split.encode())
         digest.update(np.ascontiguousarray(members).data)
     return digest.hexdigest()[:16]
+
+
+def _check_splits(splits: Sequence[SplitName]) -> None:
+    allowed = [name for name in NAMES if name != "test"]
+    if not splits or len(set(splits)) < len(splits) or not set(splits) <= set(allowed):
+        raise InvalidOption(
+            f"training on the splits {', '.join(splits) or 'none'} is not allowed; give each of "
+            f"{', '.join(allowed)} at most once, and at least one of them"
+        )
+
+
+def _check_shard(shard: tuple[int, int], batch: int = 0) -> None:
+    rank, size = shard
+    if not 0 <= rank < size:
+        raise InvalidOption(f"shard {rank} of {size} is not allowed; give 0 to {size - 1}")
+    if batch % size:
+        raise InvalidOption(
+            f"a batch of {batch} images does not divide into {size} equal parts, one a process; "
+            f"give a multiple of {size}, of at most as many images as there are to train on"
+        )
 
 
 def _positive(batch: int) -> int:

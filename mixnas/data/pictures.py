@@ -1,10 +1,10 @@
 """Images that are decoded when they are needed: files, or a data set's own items."""
 
 import hashlib
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -13,6 +13,8 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch import Tensor
 
+from mixnas.data.augment import seeded
+from mixnas.data.preprocessing import as_rgb, evaluation_transform
 from mixnas.data.splits import Indices, key_number
 from mixnas.errors import DataError
 
@@ -50,6 +52,12 @@ class Pictures:
     side: int
     own_test: int = 0
     heavy: bool = True
+    flip: bool = True
+    grey: bool = False
+
+    def crop(self, side: int) -> float:
+        """Share of the shorter side that evaluation keeps: all of a small image."""
+        return 1.0 if side < WHOLE_IMAGE_BELOW else 0.875
 
     def identity(self) -> str:
         """Hash the album's identity and the labels."""
@@ -59,8 +67,8 @@ class Pictures:
 
     def clean(self, indices: Indices, side: int) -> Tensor:
         """Resize and crop centrally: uint8, shape (B, 3, side, side)."""
-        transform = _evaluation_transform(side)
-        return torch.stack([transform(self._decode(int(index))) for index in indices])
+        transform = evaluation_transform(side, self.crop(side))
+        return torch.stack([transform(self.picture(int(index))) for index in indices])
 
     def varied(self, indices: Indices, side: int, *key: int) -> Tensor:
         """Crop, mirror and jitter colours at random, each image by the key and its own index.
@@ -69,8 +77,8 @@ class Pictures:
         """
         transform, images = _training_transform(side), []
         for index in indices:
-            image = self._decode(int(index))
-            with _seeded(key_number(*key, int(index))):
+            image = self.picture(int(index))
+            with seeded(key_number(*key, int(index))):
                 images.append(transform(image))
         return torch.stack(images)
 
@@ -78,26 +86,22 @@ class Pictures:
         """ImageNet's mean and standard deviation, whatever the images."""
         return list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
 
-    def _decode(self, index: int) -> Image.Image:
+    def picture(self, index: int) -> Image.Image:
+        """Decode an image and bring it to RGB, in full size.
+
+        Raises:
+            DataError: it is gone or cannot be decoded.
+        """
         try:
             with self.album.open(index) as image:
                 return as_rgb(image)
+        except FileNotFoundError as error:
+            raise DataError(_gone(error.filename or self.album.name(index))) from error
         except Exception as error:  # decoders raise anything on a broken file
             raise DataError(
                 f"image {self.album.name(index)!r} cannot be decoded ({one_line(error)}); "
-                "replace it or delete it"
+                "put a sound copy in its place, then repeat the command: it goes on"
             ) from error
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to 8-bit RGB; 16-bit greys are scaled, not clipped."""
-    if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64)
-        depth = 257 if grey.max() > 255 else 1
-        image = Image.fromarray(np.clip(grey // depth, 0, 255).astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow asks for this detour
-    return image.convert("RGB")
 
 
 def one_line(error: BaseException) -> str:
@@ -106,31 +110,18 @@ def one_line(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__).rstrip(".")[:200]
 
 
+def _gone(name: str | bytes) -> str:
+    """Name the image that is missing, or the folder with which it vanished."""
+    missing = Path(os.fsdecode(name))
+    what = f"image {str(missing)!r}"
+    while not missing.parent.exists():
+        missing = missing.parent
+        what = f"folder {str(missing)!r}"
+    return f"{what} is gone; put it back, then repeat the command: it goes on"
+
+
 def _training_transform(side: int) -> Callable[[Image.Image], Tensor]:
     options: dict[str, Any] = {"scale": (0.35, 1.0), "hflip": 0.5, "color_jitter": 0.2}
     return create_transform(
         (3, side, side), is_training=True, interpolation="bicubic", normalize=False, **options
     )
-
-
-def _evaluation_transform(side: int) -> Callable[[Image.Image], Tensor]:
-    share = 1.0 if side < WHOLE_IMAGE_BELOW else 0.875
-    return create_transform(
-        (3, side, side), interpolation="bicubic", crop_pct=share, normalize=False
-    )
-
-
-@contextmanager
-def _seeded(number: int) -> Iterator[None]:
-    """Seed the two generators that timm's transforms draw from; put both back afterwards.
-
-    `torch.manual_seed` would also reseed a GPU on which a network may be training.
-    """
-    python, torch_state = random.getstate(), torch.default_generator.get_state()
-    random.seed(number)
-    torch.default_generator.manual_seed(number)
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        torch.default_generator.set_state(torch_state)

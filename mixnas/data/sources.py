@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from mixnas.data.splits import Indices
@@ -40,11 +41,25 @@ class Source(Protocol):
     def heavy(self) -> bool:
         """Whether a batch costs enough (files to decode) to be worth worker processes."""
 
+    @property
+    def flip(self) -> bool:
+        """Whether a mirrored image keeps its class."""
+
+    @property
+    def grey(self) -> bool:
+        """Whether the images have one channel."""
+
+    def crop(self, side: int) -> float | None:
+        """Share of the shorter side that `clean` keeps at that side; None: it cuts nothing off."""
+
     def identity(self) -> str:
         """Hash of the content, or of file names and sizes: another set has another one."""
 
     def clean(self, indices: Indices, side: int) -> Tensor:
         """Images without augmentation, uint8 of shape (B, C, side, side), C 1 or 3."""
+
+    def picture(self, index: int) -> Image.Image:
+        """One image in RGB, of the size that it is stored in."""
 
     def varied(self, indices: Indices, side: int, *key: int) -> Tensor:
         """Like `clean` but augmented; a pure function of the arguments."""
@@ -80,8 +95,14 @@ def renumber(
         is its own name.
 
     Raises:
-        DataError: a test image's label stands in no training image.
+        DataError: a label is negative, or a test image's label stands in no training image.
     """
+    for part, kind in ((train, "training"), (test, "test")):
+        if lacking := int((part < 0).sum()):
+            raise DataError(
+                f"data {where!r}: {lacking} {kind} images have the label {int(part.min())}, which "
+                "stands for no class (labels kept secret?); give a set whose labels are known"
+            )
     values = np.unique(train)
     strange = np.setdiff1d(test, values)
     if strange.size:

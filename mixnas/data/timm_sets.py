@@ -4,7 +4,7 @@ import hashlib
 import io
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +15,8 @@ from PIL import Image
 from timm.data import create_dataset
 
 from mixnas.data.arrays import Arrays
-from mixnas.data.pictures import Pictures, as_rgb, one_line
+from mixnas.data.pictures import Pictures, one_line
+from mixnas.data.preprocessing import as_rgb
 from mixnas.data.sources import Source, renumber
 from mixnas.data.splits import Indices
 from mixnas.errors import DataError
@@ -141,8 +142,9 @@ def _from_items(spec: str, train: Any, test: Any | None) -> Source:
         return Arrays(pixels, targets, labels, own_test=len(raw[1]), flip=flip)
     items = Items(spec, parts, len(raw[0]))
     probes = np.linspace(0, len(raw[0]) - 1, PROBES).astype(int)
-    sides = [min(items.open(int(index)).size) for index in probes]
-    return Pictures(items, targets, labels, side=int(np.median(sides)), own_test=len(raw[1]))
+    pictures = Pictures(items, targets, labels, side=0, own_test=len(raw[1]))
+    sides = [min(pictures.picture(int(index)).size) for index in probes]
+    return replace(pictures, side=int(np.median(sides)))
 
 
 def _pixels(data: Any) -> torch.Tensor:
