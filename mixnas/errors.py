@@ -56,6 +56,10 @@ class TrainingDiverged(MixnasError):
     """A training's loss or gradient became non-finite or exploded, and did not recover."""
 
 
+class OutOfMemory(MixnasError):
+    """A training that needs more memory than the device has."""
+
+
 class EvaluationFailed(MixnasError):
     """So many evaluations failed that the search cannot go on."""
 
@@ -70,6 +74,14 @@ class UnknownNetwork(MixnasError):
 
 class InvalidCheckpoint(MixnasError):
     """A file of weights that cannot be read safely, or that belongs to another network."""
+
+
+class WorkerLost(MixnasError):
+    """A process of several ended, so the others cannot go on."""
+
+
+class Reported(MixnasError):
+    """A mistake of which a process has told the user already."""
 
 
 class ExportMismatch(MixnasError):

@@ -13,13 +13,12 @@ from typing import Any
 
 from torch import nn
 
-from mixnas import zoo
+from mixnas import model
 from mixnas.arch import Architecture
 from mixnas.errors import BudgetUnreachable, InvalidOption, did_you_mean
 from mixnas.jobs import one_mixer, scaling, timm_rivals
 from mixnas.jobs.problem import Problem
 from mixnas.jobs.scaling import Scales
-from mixnas.network import build
 
 KINDS = ("system", "mixer", "control", "random", "timm")
 """Who stands beside the winner; `--only` chooses among them."""
@@ -78,12 +77,9 @@ def create(source: Mapping[str, Any], *, classes: int, image: int) -> nn.Module:
         classes: of the head.
         image: side of the images in pixels, on which tables of positions depend.
     """
-    if "arch" in source:
-        return build(Architecture.from_dict(source["arch"]), classes)
-    if "zoo" in source:
-        width = source["width"]
-        return zoo.create(source["zoo"], num_classes=classes, image=image, width=width)
-    return timm_rivals.create(source["timm"], classes=classes, image=image)
+    if "timm" in source:
+        return timm_rivals.create(source["timm"], classes=classes, image=image)
+    return model.create(source, classes=classes, image=image)
 
 
 def check(only: Iterable[str], timm: str | None) -> None:

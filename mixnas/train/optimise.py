@@ -1,4 +1,4 @@
-"""What every training shares: AdamW and its schedule, mixed precision, what a step tells, a guard.
+"""What every training shares: an optimiser, its schedule, precision, what a step tells, a guard.
 
 One definition, so that a supernet, a discovered network and a published one are trained alike.
 """
@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import CosineLRScheduler
+from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 
+from mixnas.errors import InvalidOption, did_you_mean
 from mixnas.train.recipe import AloneRecipe, Recipe
 
 Batch = tuple[Tensor, Tensor]
@@ -20,6 +22,9 @@ State = dict[str, Any]
 
 EXPLODED = 5.0
 """A loss this many times above the usual one, or above that of guessing, is not trained on."""
+
+UNREPEATABLE = "kron"
+"""timm's PSGD Kron and its kin: trained on from their kept state they do not go on alike."""
 
 
 @dataclass
@@ -47,29 +52,33 @@ class StepResult:
 
 
 class Descent:
-    """AdamW (no decay on biases, norms and scales) under a cosine with a linear warm-up, by steps.
+    """An optimiser under a cosine with a linear warm-up, by steps.
 
-    The rate rises to its peak over the recipe's share of the steps and falls to a hundredth.
+    Biases, norms and scales do not decay. The rate rises to its peak over the recipe's share of
+    the steps and falls to the recipe's least, a hundredth by default.
 
     Args:
         network: whose parameters are trained.
-        recipe: says rate, decay, steps and warm-up.
+        recipe: says optimiser, rate, decay, steps, warm-up and clipping; a supernet's says some
+            of it, the rest is as by default.
+
+    Raises:
+        InvalidOption: if there is no such optimiser here, or it needs more than gradients.
     """
 
     def __init__(self, network: nn.Module, recipe: Recipe | AloneRecipe) -> None:
+        recipe = recipe if isinstance(recipe, AloneRecipe) else _alone(recipe)
         self.parameters = list(network.parameters())
-        self.most = recipe.clip
-        fused = self.parameters[0].device.type in ("cpu", "cuda")
-        self.optimizer = create_optimizer_v2(
-            network, opt="adamw", lr=recipe.rate, weight_decay=recipe.decay, fused=fused
-        )
+        self.most, self.mode = recipe.clip, recipe.clip_mode
+        self.optimizer = _optimizer(network, recipe)
         warmup = max(1, round(recipe.warmup * recipe.steps))
+        start = recipe.rate / warmup if recipe.start is None else recipe.rate * recipe.start
         self.schedule = CosineLRScheduler(
             self.optimizer,
             t_initial=max(recipe.steps, warmup + 1),
-            lr_min=recipe.rate * 0.01,
+            lr_min=recipe.rate * recipe.least,
             warmup_t=warmup,
-            warmup_lr_init=recipe.rate / warmup,
+            warmup_lr_init=start,
             warmup_prefix=False,
             t_in_epochs=False,
         )
@@ -85,8 +94,14 @@ class Descent:
         self.optimizer.zero_grad(set_to_none=True)
 
     def clip(self) -> float:
-        """Shorten the gradient to the recipe's greatest norm; return the norm that it had."""
-        return torch.nn.utils.clip_grad_norm_(self.parameters, self.most).item()
+        """Shorten the gradient as the recipe says; return the norm that it had."""
+        if self.mode == "norm" and self.most is not None:
+            return torch.nn.utils.clip_grad_norm_(self.parameters, self.most).item()
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients).item()
+        if self.most is not None:
+            dispatch_clip_grad(self.parameters, self.most, mode=self.mode)
+        return norm
 
     def move(self) -> None:
         """Change the weights by the gradient."""
@@ -95,6 +110,39 @@ class Descent:
     def turn(self, step: int) -> None:
         """Set the learning rate of a step."""
         self.schedule.step_update(step)
+
+
+def _alone(recipe: Recipe) -> AloneRecipe:
+    """Return what a supernet's recipe says of its descent."""
+    return AloneRecipe(
+        steps=recipe.steps,
+        rate=recipe.rate,
+        decay=recipe.decay,
+        warmup=recipe.warmup,
+        clip=recipe.clip,
+    )
+
+
+def _optimizer(network: nn.Module, recipe: AloneRecipe) -> torch.optim.Optimizer:
+    name = recipe.optimizer
+    known = [known for known in list_optimizers() if not known.startswith(UNREPEATABLE)]
+    if name not in known:
+        raise InvalidOption(f"optimizer '{name}' is not offered: {did_you_mean(name, known)}")
+    own: dict[str, Any] = {"betas": recipe.betas, "eps": recipe.eps}
+    settings = {key: value for key, value in own.items() if value is not None}
+    if name == "adamw":
+        settings["fused"] = next(network.parameters()).device.type in ("cpu", "cuda")
+    try:
+        made = create_optimizer_v2(
+            network, opt=name, lr=recipe.rate, weight_decay=recipe.decay, **settings
+        )
+    except (ImportError, AssertionError, TypeError, ValueError, RuntimeError) as error:
+        raise InvalidOption(
+            f"optimizer '{name}' cannot be used here ({type(error).__name__}: {error}); try adamw"
+        ) from None
+    if getattr(made, "is_second_order", False):
+        raise InvalidOption(f"optimizer '{name}' needs second derivatives; try adamw")
+    return made
 
 
 class Guard:
@@ -140,7 +188,9 @@ def precision(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def placed(batch: Batch, device: torch.device) -> Batch:
-    """Return a batch on a device, its images' channels last in memory."""
+def placed(batch: Batch, device: torch.device, channels_last: bool = True) -> Batch:
+    """Return a batch on a device, its images' channels last in memory, if they shall be."""
     images, labels = batch[0].to(device), batch[1].to(device)
+    if not channels_last:
+        return images.contiguous(), labels
     return images.contiguous(memory_format=torch.channels_last), labels

@@ -1,6 +1,16 @@
 """`Recipe`: how a supernet is trained, `AloneRecipe`: how a network alone is; as values."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mixnas.errors import InvalidOption
+
+CLIP_MODES = ("norm", "agc", "value")
+"""What is clipped: the whole gradient's norm, each unit's (Brock et al., 2021), each number."""
+
+DISTILLATIONS = ("none", "soft", "hard")
+"""What a teacher teaches: nothing, its probabilities, its best class (Touvron et al., 2021)."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +51,36 @@ class AloneRecipe:
     Rate and clip were chosen on the embedded digits (ten epochs, one seed, nine networks), so that
     one pair serves all: of 1e-3 and 2e-3 the higher rate was better for seven and as good for one;
     the plain vision transformer lost by it, but not with its gradient clipped at 1. At 3e-4 five
-    of the six networks tried were worst.
+    of the six networks tried were worst. What else a training may do is off by default.
 
     Attributes:
         steps: optimiser steps.
-        batch: images in a step.
-        rate: peak learning rate of AdamW, at this batch.
-        decay: AdamW's weight decay (none on biases, norms and scales).
+        batch: images in a step, over all processes.
+        rate: peak learning rate, at this batch.
+        decay: weight decay (none on biases, norms and scales).
         warmup: share of the steps in which the rate rises linearly.
-        clip: greatest norm of the gradient.
+        clip: greatest norm of the gradient, or what `clip_mode` says; None: it is not clipped.
         smoothing: label smoothing.
         patience: bad steps in a row (non-finite or exploding loss) before training stops.
+        optimizer: one of `timm.optim.list_optimizers()`.
+        betas: of the optimiser's moving averages; its own by default.
+        eps: of the optimiser's denominator; its own by default.
+        least: the last learning rate, as a share of the peak.
+        start: the first learning rate, as a share of the peak; by default, that of a straight
+            line through nought.
+        clip_mode: "norm", "agc" (adaptive, unit by unit) or "value".
+        ema: decay of the exponential moving average of the weights, warmed up; 0: there is none.
+        mixup: alpha of mixup's beta distribution (Zhang et al., 2018); 0: none.
+        cutmix: alpha of cutmix's beta distribution (Yun et al., 2019); 0: none.
+        mixed: probability that a batch is mixed.
+        switch: probability of cutmix where there are both.
+        drop_path: rate of stochastic depth in the last block, for whoever builds the network.
+        distillation: "none", "soft" or "hard".
+        teaching: the teacher's share of the loss, 0 to 1.
+        temperature: of soft distillation.
+        frozen_norms: whether batch norms keep the statistics that they have.
+        augmentation: how images are varied, as `Augmentation.to_dict` has it; None: the weak
+            shift that a supernet is trained with.
     """
 
     steps: int
@@ -59,6 +88,81 @@ class AloneRecipe:
     rate: float = 2e-3
     decay: float = 0.05
     warmup: float = 0.1
-    clip: float = 1.0
+    clip: float | None = 1.0
     smoothing: float = 0.1
     patience: int = 10
+    optimizer: str = "adamw"
+    betas: tuple[float, float] | None = None
+    eps: float | None = None
+    least: float = 0.01
+    start: float | None = None
+    clip_mode: str = "norm"
+    ema: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mixed: float = 1.0
+    switch: float = 0.5
+    drop_path: float = 0.0
+    distillation: str = "none"
+    teaching: float = 0.5
+    temperature: float = 1.0
+    frozen_norms: bool = False
+    augmentation: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no training.
+
+        Raises:
+            InvalidOption: names the field and what is allowed.
+        """
+        if self.betas is not None:
+            first, second = self.betas
+            object.__setattr__(self, "betas", (first, second))  # a list, where it was read
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise InvalidOption(f"{name} {value:g} is not allowed; give {low:g} to {high:g}")
+        for name, allowed in (("clip_mode", CLIP_MODES), ("distillation", DISTILLATIONS)):
+            if getattr(self, name) not in allowed:
+                raise InvalidOption(
+                    f"{name} '{getattr(self, name)}' is not known; give {', '.join(allowed)}"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data; `from_dict` is its inverse."""
+        data = asdict(self)
+        return data | {"betas": None if self.betas is None else list(self.betas)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "AloneRecipe":
+        """Read what `to_dict` wrote.
+
+        Raises:
+            TypeError: if a field is unknown.
+            InvalidOption: if a value is not allowed.
+        """
+        return cls(**data)
+
+
+_MANY = 1e9
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "steps": (1, _MANY),
+    "batch": (1, _MANY),
+    "rate": (1e-12, 1e3),
+    "decay": (0, 1e3),
+    "warmup": (0, 1),
+    "clip": (1e-9, _MANY),
+    "smoothing": (0, 0.99),
+    "patience": (1, _MANY),
+    "eps": (0, 1),
+    "least": (0, 1),
+    "start": (0, 1),
+    "ema": (0, 0.999999),
+    "mixup": (0, 100),
+    "cutmix": (0, 100),
+    "mixed": (0, 1),
+    "switch": (0, 1),
+    "drop_path": (0, 0.99),
+    "teaching": (0, 1),
+    "temperature": (1e-3, 1e3),
+}
