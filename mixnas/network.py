@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mixnas import mixers, stems
 from mixnas.arch import STEM_STRIDES, Architecture, Block
+from mixnas.checkpointing import recomputer
 from mixnas.elastic import (
     BatchNorm,
     Conv,
@@ -31,7 +32,8 @@ from mixnas.elastic import (
     grid,
     tokens,
 )
-from mixnas.errors import NotInSpace
+from mixnas.errors import InvalidOption, NotInSpace
+from mixnas.features import Intermediates, Size
 from mixnas.folding import fold
 from mixnas.space import SearchSpace
 
@@ -73,9 +75,12 @@ class Mix(nn.Module):
         name: the mixer's registered name.
         dim: channels at most.
         knobs: each knob's choices.
+        drop_path: probability that a sample skips the mixer in training.
     """
 
-    def __init__(self, name: str, dim: int, knobs: Mapping[str, tuple[Any, ...]]) -> None:
+    def __init__(
+        self, name: str, dim: int, knobs: Mapping[str, tuple[Any, ...]], drop_path: float = 0.0
+    ) -> None:
         super().__init__()
         kind = mixers.get(name)
         self.skipped = kind.skipped
@@ -83,10 +88,22 @@ class Mix(nn.Module):
             self.norm = NORMS[kind.norm](dim)
             self.mixer = kind(dim, **knobs)
             self.scale = Scale(dim, kind.gain)
+            self.drop = dropped(drop_path)
 
     def forward(self, x: Tensor, **knobs: Any) -> Tensor:
         """Keep the shape ``(B, C, H, W)``."""
-        return x if self.skipped else x + self.scale(self.mixer(self.norm(x), **knobs))
+        if self.skipped:
+            return x
+        return x + self.drop(self.scale(self.mixer(self.norm(x), **knobs)))
+
+
+def dropped(rate: float) -> nn.Module:
+    """Return what lets a sample skip a branch in training (Huang et al. 2016, stochastic depth)."""
+    if not rate:
+        return nn.Identity()
+    from timm.layers import DropPath  # timm takes a second to import, and a search needs no drops
+
+    return DropPath(rate)
 
 
 class Mlp(nn.Module):
@@ -95,22 +112,24 @@ class Mlp(nn.Module):
     Args:
         dim: channels at most.
         ratio: hidden channels at most, in multiples of the channels.
+        drop_path: probability that a sample skips the branch in training.
     """
 
-    def __init__(self, dim: int, ratio: float) -> None:
+    def __init__(self, dim: int, ratio: float, drop_path: float = 0.0) -> None:
         super().__init__()
         self.ratio = ratio
         self.norm = LayerNorm(dim)
         self.expand = Linear(dim, int(dim * ratio))
         self.reduce = Linear(int(dim * ratio), dim)
         self.scale = Scale(dim, 1.0)
+        self.drop = dropped(drop_path)
 
     def forward(self, x: Tensor, ratio: float | None = None) -> Tensor:
         """Keep the shape ``(B, C, H, W)``."""
         channels, height, width = x.shape[1:]
         hidden = int(channels * (self.ratio if ratio is None else ratio))
         y = self.reduce(F.gelu(self.expand(tokens(self.norm(x)), hidden)), channels)
-        return x + self.scale(grid(y, height, width))
+        return x + self.drop(self.scale(grid(y, height, width)))
 
 
 class Merge(nn.Module):
@@ -151,15 +170,22 @@ class MixBlock(nn.Module):
         dim: channels at most.
         offered: each mixer's knobs with their choices.
         ratio: the MLP's ratio at most.
+        drop_path: probability that a sample skips the mixer, or the MLP, in training.
     """
 
     def __init__(
-        self, dim: int, offered: Mapping[str, Mapping[str, tuple[Any, ...]]], ratio: float
+        self,
+        dim: int,
+        offered: Mapping[str, Mapping[str, tuple[Any, ...]]],
+        ratio: float,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.local = Local(dim)
-        self.mix = nn.ModuleDict({name: Mix(name, dim, knobs) for name, knobs in offered.items()})
-        self.mlp = Mlp(dim, ratio)
+        self.mix = nn.ModuleDict(
+            {name: Mix(name, dim, knobs, drop_path) for name, knobs in offered.items()}
+        )
+        self.mlp = Mlp(dim, ratio, drop_path)
 
     def forward(self, x: Tensor, block: Block) -> Tensor:
         """Keep the shape ``(B, C, H, W)``."""
@@ -167,24 +193,39 @@ class MixBlock(nn.Module):
         return self.mlp(x, block.ratio)
 
 
-class Network(nn.Module):
+class Network(Intermediates):
     """The network of a space: a supernet, or a stand-alone model if the space holds one.
 
     It follows timm's conventions: `forward_features`, `forward_head`, `num_classes`,
-    `reset_classifier`, `get_classifier`, `num_features`.
+    `reset_classifier`, `get_classifier`, `num_features`; a stand-alone network also has one
+    feature a stage (`mixnas.features`).
 
     Args:
         space: the search space.
         num_classes: classes of the head, the space's by default; 0 for features only.
         in_chans: channels of the images.
+        drop_path: probability that a sample skips a branch of the last block in training; it
+            rises linearly from 0 at the first (Huang et al. 2016, equation 4, as in DeiT). For
+            stand-alone networks: a supernet's depth is the draw's.
+
+    Raises:
+        InvalidOption: if the probability is not in [0, 1).
     """
 
     forward: Callable[..., Tensor]
 
+    recomputed: Callable[..., Tensor] | None = None
+
     def __init__(
-        self, space: SearchSpace, num_classes: int | None = None, in_chans: int = 3
+        self,
+        space: SearchSpace,
+        num_classes: int | None = None,
+        in_chans: int = 3,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= drop_path < 1:
+            raise InvalidOption(f"drop_path={drop_path!r} must be at least 0 and below 1")
         self.space = space
         self.in_chans = in_chans
         self.num_classes = space.classes if num_classes is None else num_classes
@@ -198,13 +239,16 @@ class Network(nn.Module):
         self.merges = nn.ModuleDict(
             {str(coarse): Merge(width[fine], width[coarse]) for fine, coarse in pairwise(width)}
         )
-        self.stages = nn.ModuleDict({str(stride): self._stage(stride) for stride in width})
+        blocks = sum(space.blocks(stride) for stride in width)
+        rates = iter([drop_path * index / max(1, blocks - 1) for index in range(blocks)])
+        self.stages = nn.ModuleDict({str(stride): self._stage(stride, rates) for stride in width})
         last = [stride for stride in width if 2 * stride not in width or _optional(space, stride)]
         self.norms = nn.ModuleDict({str(stride): LayerNorm(width[stride]) for stride in last})
         self.num_features = max(width[stride] for stride in last)
         self.head = self._classifier()
+        self.feature_info = [] if space.sole is None else _feature_info(space.sole)
 
-    def _stage(self, stride: int) -> nn.ModuleList:
+    def _stage(self, stride: int, rates: Iterator[float]) -> nn.ModuleList:
         genes = self.space.genes
         width = max(genes[f"s{stride}.width"])
         return nn.ModuleList(
@@ -212,6 +256,7 @@ class Network(nn.Module):
                 width,
                 {m: self.space.knobs(at, m) for m in genes[f"{at}.mixer"]},
                 max(genes[f"{at}.ratio"]),
+                next(rates),
             )
             for at in (f"s{stride}.b{i}" for i in range(self.space.blocks(stride)))
         )
@@ -231,6 +276,10 @@ class Network(nn.Module):
         reference = next(self.parameters())
         self.head = self._classifier().to(reference.device, reference.dtype)
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute each block's activations again in the backward pass, to save memory."""
+        self.recomputed = recomputer() if enable else None
+
     def _arch(self, arch: Architecture | None) -> Architecture:
         arch = arch or self.space.sole
         if arch is None:
@@ -243,17 +292,51 @@ class Network(nn.Module):
     def forward_features(self, images: Tensor, arch: Architecture | None = None) -> Tensor:
         """Map ``(B, in_chans, H, W)`` to the last stage's ``(B, C, h, w)``, normalised."""
         arch = self._arch(arch)
-        stride = arch.stem.stride
+        x = self.begin(images, arch)
+        for index in range(self.remaining(arch)):
+            x = self._through(x, index, arch)
+        return self.finish(x, arch)
+
+    def begin(self, images: Tensor, arch: Architecture | None = None) -> Tensor:
+        """Compute the stem's map."""
+        arch = self._arch(arch)
         x = images.contiguous(memory_format=torch.channels_last)
-        x = self.stems[arch.stem.kind](x, arch.stages[0].width)
-        for index, stage in enumerate(arch.stages):
-            if index:
-                stride *= 2
-                x = self.merges[str(stride)](x, stage.width)
-            blocks = cast(nn.ModuleList, self.stages[str(stride)])
-            for module, block in zip(blocks, stage.blocks, strict=False):
-                x = module(x, block)
-        return self.norms[str(stride)](x)
+        return cast(Tensor, self.stems[arch.stem.kind](x, arch.stages[0].width))
+
+    def advance(self, x: Tensor, index: int, size: Size) -> Tensor:
+        """Compute a stage's map from the one before it."""
+        return self._through(x, index, self._arch(None))
+
+    def _through(self, x: Tensor, index: int, arch: Architecture) -> Tensor:
+        """Apply the merge before a stage, and its blocks."""
+        stage, stride = arch.stages[index], str(arch.stem.stride << index)
+        if index:
+            x = self.merges[stride](x, stage.width)
+        blocks = cast(nn.ModuleList, self.stages[stride])
+        for module, block in zip(blocks, stage.blocks, strict=False):
+            x = self.recomputed(module, x, block) if self.recomputed else module(x, block)
+        return x
+
+    def finish(self, x: Tensor, arch: Architecture | None = None) -> Tensor:
+        """Normalise the last stage's map."""
+        arch = self._arch(arch)
+        stride = str(arch.stem.stride << len(arch.stages) - 1)
+        return cast(Tensor, self.norms[stride](x)) if stride in self.norms else x
+
+    def remaining(self, arch: Architecture | None = None) -> int:
+        """Return how many stages there are, of those that an architecture has."""
+        arch = self._arch(arch)
+        return sum(str(arch.stem.stride << i) in self.stages for i in range(len(arch.stages)))
+
+    def cut(self, count: int, norm: bool) -> None:
+        """Drop the stages behind the first so many, and the last norm if told."""
+        first = self._arch(None).stem.stride
+        kept = {str(first << index) for index in range(count)}
+        for parts in (self.stages, self.merges):
+            for stride in set(parts) - kept:
+                del parts[stride]
+        if norm:
+            self.norms = nn.ModuleDict()
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Average ``(B, C, h, w)`` over space and classify it into ``(B, num_classes)``."""
@@ -297,13 +380,37 @@ class Network(nn.Module):
         return small.train(self.training)
 
 
+def _feature_info(arch: Architecture) -> list[dict[str, Any]]:
+    """Describe the map of each stage; a stage without blocks passes its merge's on."""
+    info = []
+    for index, stage in enumerate(arch.stages):
+        stride = arch.stem.stride << index
+        module = f"merges.{stride}" if index else f"stems.{arch.stem.kind}"
+        if stage.blocks:
+            module = f"stages.{stride}.{len(stage.blocks) - 1}"
+        info.append({"num_chs": stage.width, "reduction": stride, "module": module})
+    return info
+
+
 def _optional(space: SearchSpace, stride: int) -> bool:
     """Say whether the stage after this one may be absent."""
     return 0 in space.genes[f"s{2 * stride}.depth"]
 
 
-def build(arch: Architecture, num_classes: int = 1000, in_chans: int = 3) -> Network:
-    """Build the stand-alone network of an architecture, untrained."""
+def build(
+    arch: Architecture, num_classes: int = 1000, in_chans: int = 3, drop_path: float = 0.0
+) -> Network:
+    """Build the stand-alone network of an architecture, untrained.
+
+    Args:
+        arch: the architecture.
+        num_classes: classes of the head; 0 for features only.
+        in_chans: channels of the images.
+        drop_path: of the last block, as in `Network`.
+
+    Raises:
+        InvalidOption: if `drop_path` is not in [0, 1).
+    """
     genes: dict[str, tuple[Any, ...]] = {"stem": (arch.stem.kind,)}
     for index, stage in enumerate(arch.stages):
         at = f"s{arch.stem.stride << index}"
@@ -312,7 +419,8 @@ def build(arch: Architecture, num_classes: int = 1000, in_chans: int = 3) -> Net
             genes[f"{at}.b{i}.mixer"] = (block.mixer,)
             genes |= {f"{at}.b{i}.{block.mixer}.{k}": (v,) for k, v in block.knobs}
             genes[f"{at}.b{i}.ratio"] = (block.ratio,)
-    return Network(SearchSpace(arch.id, 224, num_classes, genes), num_classes, in_chans)
+    space = SearchSpace(arch.id, 224, num_classes, genes)
+    return Network(space, num_classes, in_chans, drop_path)
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,18 @@
 import math
 import re
 from collections.abc import Callable, Sequence
+from itertools import accumulate
+from operator import mul
 from typing import Any
 
 import torch
 from timm.layers import DropPath, make_divisible
 from torch import Tensor, nn
 
+from mixnas.checkpointing import Blocks
 from mixnas.elastic import GroupNorm
 from mixnas.errors import InvalidOption, did_you_mean
+from mixnas.features import Size
 from mixnas.mixers.aff import ACTIVATIONS, AFF, GROUPS, SLOPE
 from mixnas.zoo.layers import Classified, ConvNorm
 from mixnas.zoo.system import Options, State, System, Variant, rounded, settings
@@ -186,7 +190,7 @@ class FilterStage(nn.Module):
         self, channels: int, depth: int, *, fusion: bool, norm: str, activation: str, **block: Any
     ) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(
+        self.blocks = Blocks(
             *(
                 FilterBlock(channels, norm=norm, activation=activation, **block)
                 for _ in range(depth)
@@ -317,7 +321,7 @@ class AFFNet(Classified):
         last, strides, dilations = widths[-1], *STRIDES[output_stride]
         pairs = list(zip((stem, *widths), widths, strict=False))
         shallow = (
-            nn.Sequential(
+            Blocks(
                 InvertedResidual(before, width, stride, **outer),
                 *(InvertedResidual(width, width, **outer) for _ in range(depth - 1)),
             )
@@ -332,15 +336,49 @@ class AFFNet(Classified):
             for (before, width), depth, fused, stride, dilation in forms
         )
         self.stages = nn.Sequential(*shallow, *deep)
+        reductions = accumulate((2, 1, 2, 2, *strides), mul)
+        self.feature_info = [
+            {"num_chs": width, "reduction": reduction, "module": f"stages.{index}"}
+            for index, (width, reduction) in enumerate(
+                zip(widths, list(reductions)[1:], strict=True)
+            )
+        ]
         self.num_features = min(int(head_factor * last), head_limit)
-        self.expand = convolution(last, self.num_features, activation=activation)
+        self.expand: nn.Module = convolution(last, self.num_features, activation=activation)
         self.dropout = nn.Dropout(dropout)
         self.reset_classifier(num_classes)
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Map ``(B, in_chans, H, W)`` to ``(B, num_features, ceil(H / 32), ceil(W / 32))``."""
-        features: Tensor = self.expand(self.stages(self.stem(images)))
+    def begin(self, images: Tensor) -> Tensor:
+        """Map ``(B, in_chans, H, W)`` to the stem's ``(B, C, ceil(H / 2), ceil(W / 2))``."""
+        features: Tensor = self.stem(images)
         return features
+
+    def advance(self, x: Tensor, index: int, size: Size) -> Tensor:
+        """Apply a stage."""
+        features: Tensor = self.stages[index](x)
+        return features
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Map the last stage's output to ``(B, num_features, ceil(H / 32), ceil(W / 32))``."""
+        features: Tensor = self.expand(x)
+        return features
+
+    def shown(self, x: Tensor, index: int, size: Size, norm: bool, output_fmt: str) -> Tensor:
+        """Return the feature: there is no last norm."""
+        return x
+
+    def remaining(self) -> int:
+        """Return the number of stages."""
+        return len(self.stages)
+
+    def cut(self, count: int, norm: bool) -> None:
+        """Drop the stages behind the first so many."""
+        self.stages = self.stages[:count]
+
+    def drop_head(self) -> None:
+        """Drop the classifier and the convolution before it."""
+        super().drop_head()
+        self.expand = nn.Identity()
 
     def pool(self, x: Tensor) -> Tensor:
         """Reduce the features to ``(B, num_features)``, with dropout in training."""

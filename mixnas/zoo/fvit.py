@@ -5,7 +5,7 @@ al., ICLR 2021, arXiv 2010.11929, as in timm (`vit_base_patch16_384`, `vit_base_
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mixnas import mixers
 from mixnas.elastic import grid, tokens
 from mixnas.errors import InvalidOption
+from mixnas.features import Size
 from mixnas.zoo.layers import Classified
 from mixnas.zoo.system import Options, State, System, Variant, rounded
 
@@ -113,6 +114,8 @@ class FViT(Classified):
             are no multiples of the patch.
     """
 
+    formats: ClassVar[tuple[str, ...]] = ("NCHW", "NLC")
+
     def __init__(
         self,
         *,
@@ -148,7 +151,10 @@ class FViT(Classified):
                 for rate in rates
             )
         )
-        self.norm = nn.LayerNorm(dim, eps=EPS)
+        self.norm: nn.Module = nn.LayerNorm(dim, eps=EPS)
+        self.feature_info = [
+            {"num_chs": dim, "reduction": patch, "module": f"blocks.{i}"} for i in range(depth)
+        ]
         self._initialise()
         self.reset_classifier(num_classes)
 
@@ -185,16 +191,39 @@ class FViT(Classified):
             return self.positions
         return resample_abs_pos_embed(self.positions, list(size), list(self.size))
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Map images to the normalised tokens ``(B, 1 + patches, width)``, the class token first.
+    def begin(self, images: Tensor) -> Tensor:
+        """Map images to the tokens ``(B, 1 + patches, width)``, the class token first.
 
         Raises:
             InvalidOption: if a side of the images is no multiple of the patch.
         """
         size = self._positions(tuple(images.shape[2:]))
         x = tokens(self.patches(images))
-        x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1) + self._table(size)
-        return self.norm(self.blocks(x))
+        return torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1) + self._table(size)
+
+    def advance(self, x: Tensor, index: int, size: Size) -> Tensor:
+        """Apply a block."""
+        block = self.blocks[index]
+        return self.recomputed(block, x) if self.recomputed else block(x)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Normalise the tokens."""
+        return self.norm(x)
+
+    def shown(self, x: Tensor, index: int, size: Size, norm: bool, output_fmt: str) -> Tensor:
+        """Return a block's tokens but for the class token, as they are or as a map."""
+        x = (self.norm(x) if norm else x)[:, 1:]
+        return x if output_fmt == "NLC" else grid(x, *self._positions(size))
+
+    def remaining(self) -> int:
+        """Return the number of blocks."""
+        return len(self.blocks)
+
+    def cut(self, count: int, norm: bool) -> None:
+        """Drop the blocks behind the first so many, and the last norm if told."""
+        self.blocks = self.blocks[:count]
+        if norm:
+            self.norm = nn.Identity()
 
     def pool(self, x: Tensor) -> Tensor:
         """Return the class token, ``(B, width)``."""

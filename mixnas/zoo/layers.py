@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from mixnas.checkpointing import Blocks, recomputer
+from mixnas.features import Intermediates
 from mixnas.folding import fold
 
 
@@ -51,22 +53,34 @@ class ConvNorm(nn.Module):
         return fold(self.conv, self.norm)
 
 
-class Classified(nn.Module):
+class Classified(Intermediates):
     """A network with features and a linear classifier, after timm's conventions.
 
-    A subclass builds its layers, sets `num_features`, ends its constructor with
-    `reset_classifier`, and defines `forward_features` and `pool`.
+    A subclass builds its layers, sets `num_features` and `feature_info`, ends its constructor
+    with `reset_classifier`, and defines what `Intermediates` asks for, and `pool`.
     """
 
     num_features: int
     num_classes: int
     head: nn.Module
+    recomputed: Callable[..., Tensor] | None = None
 
     forward: Callable[..., Tensor]
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute each block's activations again in the backward pass, to save memory."""
+        self.recomputed = recomputer() if enable else None
+        for blocks in self.modules():
+            if isinstance(blocks, Blocks):
+                blocks.recomputed = self.recomputed
+
     def forward_features(self, images: Tensor) -> Tensor:
         """Map images to the last features, normalised if the system does so before pooling."""
-        raise TypeError(f"{type(self).__name__} must define forward_features")
+        size = (images.shape[2], images.shape[3])
+        x = self.begin(images)
+        for index in range(self.remaining()):
+            x = self.advance(x, index, size)
+        return self.finish(x)
 
     def pool(self, x: Tensor) -> Tensor:
         """Reduce the features to ``(B, num_features)``: by default their mean over space."""

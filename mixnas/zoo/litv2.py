@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from math import gcd, lcm, sqrt
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torchvision.ops import DeformConv2d, deform_conv2d
 
 from mixnas import elastic, mixers
+from mixnas.checkpointing import Blocks
 from mixnas.errors import InvalidOption, InvalidSpace
+from mixnas.features import Size
 from mixnas.folding import fold
 from mixnas.zoo.layers import Classified
 from mixnas.zoo.system import Options, State, System, Variant, rounded
@@ -119,16 +121,12 @@ class Merge(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks, and a merge behind them in every stage but the last."""
+    """Blocks, whose map is the stage's feature, and a merge behind all but the last stage's."""
 
     def __init__(self, blocks: Sequence[nn.Module], merge: nn.Module) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = Blocks(*blocks)
         self.merge = merge
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, C, H, W)`` to ``(B, 2C, H // 2, W // 2)``; the last stage keeps the shape."""
-        return self.merge(self.blocks(x))
 
 
 class LITv2(Classified):
@@ -200,12 +198,16 @@ class LITv2(Classified):
                 blocks.append(Block(width, mixer, hidden, dropout, next(rates)))
             last = i == count - 1
             self.stages.append(Stage(blocks, nn.Identity() if last else Merge(width, 2 * width)))
-        self.norm = elastic.LayerNorm(self.num_features)
+        self.norm: nn.Module = elastic.LayerNorm(self.num_features)
+        self.feature_info = [
+            {"num_chs": width, "reduction": patch << i, "module": f"stages.{i}.blocks"}
+            for i, width in enumerate(dims)
+        ]
         self.reset_classifier(num_classes)
         self.apply(_initialise)
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Map ``(B, in_chans, H, W)`` to ``(B, num_features, H / 32, W / 32)``.
+    def begin(self, images: Tensor) -> Tensor:
+        """Map ``(B, in_chans, H, W)`` to ``(B, dim, H / patch, W / patch)``, rounded up.
 
         Raises:
             InvalidOption: if the last stage would have nothing left.
@@ -216,7 +218,28 @@ class LITv2(Classified):
                 f"LITv2: images of {height} x {width} pixels leave nothing to the last stage; give "
                 f"{self.least} pixels a side at least"
             )
-        return self.norm(self.stages(self.stem(images)))
+        return self.stem(images)
+
+    def advance(self, x: Tensor, index: int, size: Size) -> Tensor:
+        """Apply the merge before a stage, and its blocks."""
+        if index:
+            x = cast(Stage, self.stages[index - 1]).merge(x)
+        return cast(Stage, self.stages[index]).blocks(x)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Normalise the last stage's map, ``(B, num_features, H / 32, W / 32)``."""
+        return self.norm(x)
+
+    def remaining(self) -> int:
+        """Return the number of stages."""
+        return len(self.stages)
+
+    def cut(self, count: int, norm: bool) -> None:
+        """Drop the stages behind the first so many, and the last norm if told."""
+        self.stages = self.stages[:count]
+        self.stages[-1].merge = nn.Identity()
+        if norm:
+            self.norm = nn.Identity()
 
     def classifier(self, classes: int) -> nn.Module:
         """Return a new classifier."""

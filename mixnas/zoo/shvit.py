@@ -9,7 +9,9 @@ from typing import Any
 from timm.layers import SqueezeExcite
 from torch import Tensor, nn
 
+from mixnas.checkpointing import Blocks
 from mixnas.errors import InvalidOption
+from mixnas.features import Size
 from mixnas.folding import affine
 from mixnas.mixers.single_head import KEY_WIDTH, SingleHead
 from mixnas.zoo.layers import Classified, ConvNorm
@@ -73,11 +75,9 @@ def halve(dim: int, out: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict(steps))
 
 
-def merge(dim: int, out: int) -> nn.Sequential:
+def merge(dim: int, out: int) -> Blocks:
     """Return what stands between two stages: local and feed-forward on either side of `halve`."""
-    return nn.Sequential(
-        local(dim), feed_forward(dim), halve(dim, out), local(out), feed_forward(out)
-    )
+    return Blocks(local(dim), feed_forward(dim), halve(dim, out), local(out), feed_forward(out))
 
 
 def block(dim: int, partial: int, key_width: int, attends: bool) -> nn.Sequential:
@@ -130,7 +130,7 @@ class Stage(nn.Module):
     def __init__(self, before: nn.Module, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.merge = before
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = Blocks(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, C, H, W)`` to the stage's width and size."""
@@ -192,11 +192,31 @@ class SHViT(Classified):
                 before = merge(dims[i - 1], dim) if merges[i - 1] else nn.Identity()
             settings = dim, partials[i], key_widths[i], bool(attends[i])
             self.stages.append(Stage(before, [block(*settings) for _ in range(depths[i])]))
+        self.feature_info = [
+            {"num_chs": dim, "reduction": 16 << sum(merges[:i]), "module": f"stages.{i}"}
+            for i, dim in enumerate(dims)
+        ]
         self.reset_classifier(num_classes)
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Map ``(B, in_chans, H, W)`` to ``(B, dims[-1], H / 64, W / 64)``, rounded up."""
-        return self.stages(self.stem(images))
+    def begin(self, images: Tensor) -> Tensor:
+        """Map ``(B, in_chans, H, W)`` to ``(B, dims[0], H / 16, W / 16)``, rounded up."""
+        return self.stem(images)
+
+    def advance(self, x: Tensor, index: int, size: Size) -> Tensor:
+        """Apply a stage."""
+        return self.stages[index](x)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Keep the last stage's map, ``(B, dims[-1], H / 64, W / 64)``: the norm is the head's."""
+        return x
+
+    def remaining(self) -> int:
+        """Return the number of stages."""
+        return len(self.stages)
+
+    def cut(self, count: int, norm: bool) -> None:
+        """Drop the stages behind the first so many."""
+        self.stages = self.stages[:count]
 
     def forward_head(  # type: ignore[override]
         self, x: Tensor, pre_logits: bool = False

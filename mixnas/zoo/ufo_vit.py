@@ -6,7 +6,7 @@ multiply-adds agree with the recalled figures (10.0, 20.7, 37.3, 63.7 M; 1.9, 3.
 """
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from timm.layers import DropPath, LayerScale, Mlp, resample_abs_pos_embed
@@ -16,6 +16,7 @@ from torch.nn.init import trunc_normal_
 from mixnas import mixers
 from mixnas.elastic import Linear, grid, tokens
 from mixnas.errors import InvalidOption, did_you_mean
+from mixnas.features import Size
 from mixnas.mixers import xnorm
 from mixnas.zoo.layers import Classified, ConvNorm
 from mixnas.zoo.system import Options, System, Variant, rounded, settings
@@ -189,6 +190,8 @@ class UFOViT(Classified):
         InvalidOption: if a setting is unknown or impossible.
     """
 
+    formats: ClassVar[tuple[str, ...]] = ("NCHW", "NLC")
+
     def __init__(
         self,
         *,
@@ -256,8 +259,11 @@ class UFOViT(Classified):
         )
         if class_depth:
             self.class_token = nn.Parameter(torch.empty(1, 1, dim))
-        self.norm = nn.LayerNorm(dim, eps=EPS)
+        self.norm: nn.Module = nn.LayerNorm(dim, eps=EPS)
         self.num_features = dim
+        self.feature_info = [
+            {"num_chs": dim, "reduction": patch, "module": f"blocks.{i}"} for i in range(depth)
+        ]
         initialise(self)
         self.reset_classifier(num_classes)
 
@@ -275,10 +281,8 @@ class UFOViT(Classified):
             )
         return height // self.patch, width // self.patch
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Map ``(B, in_chans, H, W)`` to the normalised class token and patches (B, 1 + N, D).
-
-        Without class attention to the patches alone.
+    def begin(self, images: Tensor) -> Tensor:
+        """Map ``(B, in_chans, H, W)`` to the patches with their positions, ``(B, N, D)``.
 
         Raises:
             InvalidOption: if the images are not whole patches.
@@ -289,9 +293,21 @@ class UFOViT(Classified):
             positions = resample_abs_pos_embed(
                 positions, [height, width], list(self.grid), num_prefix_tokens=0
             )
-        x = tokens(self.stem(images)) + positions
-        for block in self.blocks:
-            x = block(x, height, width)
+        return tokens(self.stem(images)) + positions
+
+    def advance(self, x: Tensor, index: int, size: Size) -> Tensor:
+        """Apply a block."""
+        block, (height, width) = self.blocks[index], self.patches(*size)
+        if self.recomputed:
+            return self.recomputed(block, x, height, width)
+        updated: Tensor = block(x, height, width)
+        return updated
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Map to the normalised class token and patches ``(B, 1 + N, D)``.
+
+        Without class attention to the patches alone.
+        """
         if self.class_blocks:
             token = self.class_token.expand(x.shape[0], -1, -1)
             for block in self.class_blocks:
@@ -299,6 +315,28 @@ class UFOViT(Classified):
             x = torch.cat([token, x], dim=1)
         features: Tensor = self.norm(x)
         return features
+
+    def shown(self, x: Tensor, index: int, size: Size, norm: bool, output_fmt: str) -> Tensor:
+        """Return a block's tokens, as they are or as a map."""
+        x = self.norm(x) if norm else x
+        return x if output_fmt == "NLC" else grid(x, *self.patches(*size))
+
+    def remaining(self) -> int:
+        """Return the number of blocks."""
+        return len(self.blocks)
+
+    def cut(self, count: int, norm: bool) -> None:
+        """Drop the blocks behind the first so many, and the last norm if told."""
+        self.blocks = self.blocks[:count]
+        if norm:
+            self.norm = nn.Identity()
+
+    def drop_head(self) -> None:
+        """Drop the classifier and class attention, which reads the patches for it."""
+        super().drop_head()
+        if self.class_blocks:
+            self.class_blocks = nn.ModuleList()
+            del self.class_token
 
     def pool(self, x: Tensor) -> Tensor:
         """Return the class token of the features, or their mean where there is none."""
