@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from mixnas.errors import MixnasError as MixnasError
     from mixnas.folding import fuse as fuse
     from mixnas.jobs.compare import compare as compare
+    from mixnas.jobs.export import export as export
+    from mixnas.jobs.predict import predict as predict
+    from mixnas.jobs.retrain import retrain as retrain
     from mixnas.jobs.search import search as search
     from mixnas.network import Network as Network
     from mixnas.network import build as build
@@ -30,7 +33,10 @@ _HOMES = {
     "compare": "mixnas.jobs.compare",
     "count_flops": "mixnas.cost.count",
     "count_params": "mixnas.cost.count",
+    "export": "mixnas.jobs.export",
     "fuse": "mixnas.folding",
+    "predict": "mixnas.jobs.predict",
+    "retrain": "mixnas.jobs.retrain",
     "search": "mixnas.jobs.search",
 }
 """Where each public name lives; it is imported when it is first used."""

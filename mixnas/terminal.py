@@ -30,6 +30,8 @@ UNITS = {
     "rehearsal": "networks",
     "trainings": "trainings",
     "timing": "networks",
+    "test": "images",
+    "forms": "forms",
 }
 """What each stage counts."""
 

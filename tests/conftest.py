@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from mixnas.cli import main
 from mixnas.elastic import Elastic
 from mixnas.space import SearchSpace
 
@@ -42,3 +43,16 @@ def randomise_norms():
         return module
 
     return randomise
+
+
+@pytest.fixture
+def cli(capsys):
+    """Run the command line; return exit code, standard output, standard error."""
+
+    def call(*words):
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return ended.value.code, out, err
+
+    return call

@@ -59,19 +59,6 @@ depth = [1, 2]
 """
 
 
-@pytest.fixture
-def cli(capsys):
-    """Run the command line; return exit code, standard output, standard error."""
-
-    def call(*words):
-        with pytest.raises(SystemExit) as ended:
-            main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return ended.value.code, out, err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with a finished run, named sample."""
@@ -553,9 +540,9 @@ def test_image_classes_and_mixers_change_what_is_described(cli, tiny):
 # Progress
 
 
-def test_ctrl_c_says_what_is_kept_and_how_to_go_on(cli, monkeypatch):
+def test_ctrl_c_says_what_is_kept_and_how_to_go_on(cli, monkeypatch, tmp_path):
     def interrupted(listener, **options):
-        listener.plan({"run": "runs/here", "time": "about 3 s"})
+        listener.plan({"run": str(tmp_path), "time": "about 3 s"})
         listener.stage("training", 10, 2)
         listener.advance(1, loss=1.0)
         raise KeyboardInterrupt
@@ -567,7 +554,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(cli, monkeypatch):
     assert (code, out) == (130, "")
     assert "about 3 s" in err
     assert "training: 3/10 (30%), loss 1" in err
-    assert "kept in runs/here" in err
+    assert f"kept in {tmp_path}." in err
     assert err.endswith("  mixnas search --budget 1GFLOPs --data 'my photos'\n")
     code, out, err = cli(*words, "--json")
     assert (code, out) == (130, "")

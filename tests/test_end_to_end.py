@@ -16,6 +16,7 @@ import psutil
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
+from sklearn.datasets import load_digits
 
 import mixnas
 
@@ -277,3 +278,77 @@ def test_the_python_twin_finds_the_same(found, tmp_path):
     run = mixnas.search("8MFLOPs", runs=tmp_path, **options)
     again = (run.path / "best.json").read_bytes()
     assert again == (folder / "runs" / "run" / "best.json").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def shipped(found):
+    """Return the same folder after retraining the winner and exporting it in every form."""
+    folder, _ = found
+    for words in (
+        ["retrain", "run", "--epochs", "3", "--quiet"],
+        ["export", "run", "--to", "onnx,pt2,timm,hf", "--int8", "--quiet"],
+    ):
+        done = call(folder, *words)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_winner_is_retrained_exported_and_proved(shipped):
+    kept = shipped / "runs" / "run" / "retrain"
+    summary = json.loads((kept / "summary.json").read_text())
+    assert summary["images"] == 359
+    assert summary["of"] == "run"
+    exports = json.loads((kept / "export" / "exports.json").read_text())
+    assert list(exports) == ["onnx", "pt2", "timm", "hf", "int8"]
+    for form in ("onnx", "pt2", "timm", "hf"):
+        assert exports[form]["difference"] < 1e-4
+        assert exports[form]["agreement"] == 1
+        assert exports[form]["images"] == 359
+        assert exports[form]["milliseconds"]["32"]["eager"]["median"] > 0
+    shown = call(shipped, "show", "run", "--json")
+    assert json.loads(shown.stdout)["retrainings"][0]["top1"] == summary["top1"]
+
+
+def test_every_form_predicts_the_same_from_a_file(shipped):
+    digits = load_digits()
+    pixels = np.round(digits.images[7] * 255 / 16).astype(np.uint8)
+    Image.fromarray(pixels).save(shipped / "seven.png")
+    (shipped / "broken.png").write_bytes(b"\x89PNG and no more")
+    kept = Path("runs/run/retrain/export")
+    models = ["run", *(str(kept / place) for place in ("model.onnx", "model.pt2", "timm", "hf"))]
+    answers = []
+    for model in models:
+        done = call(shipped, "predict", model, "seven.png", "broken.png", "--json")
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert "broken.png" in done.stderr
+        answers.append(json.loads(done.stdout)[0]["classes"])
+    for answer in answers[1:]:
+        assert [one["label"] for one in answer] == [one["label"] for one in answers[0]]
+        assert answer[0]["probability"] == pytest.approx(answers[0][0]["probability"], abs=1e-5)
+
+
+def test_the_timm_export_is_a_timm_model_after_one_import(shipped):
+    folder = shipped / "runs" / "run" / "retrain" / "export" / "timm"
+    (module,) = folder.glob("mixnas_*.py")
+    script = (
+        f"import timm, torch, {module.stem} as name\n"
+        f"weights = {str(module.with_suffix('.safetensors'))!r}\n"
+        f"network = timm.create_model({module.stem!r}, checkpoint_path=weights).eval()\n"
+        "assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)\n"
+        f"name = {module.stem!r}\n"
+        "pyramid = timm.create_model(name, features_only=True, checkpoint_path=weights)\n"
+        "maps = pyramid(torch.zeros(1, 3, 64, 64))\n"
+        "assert [m.shape[1] for m in maps] == pyramid.feature_info.channels()\n"
+        "assert [64 // m.shape[2] for m in maps] == pyramid.feature_info.reduction()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "PYTHONPATH": f"{folder}:{Path.cwd()}"},
+    )
+    assert done.returncode == 0, done.stderr

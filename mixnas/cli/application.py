@@ -9,7 +9,7 @@ import typer
 
 import mixnas
 from mixnas.cli.output import INTERRUPTED, say, warn
-from mixnas.errors import MixnasError
+from mixnas.errors import MixnasError, Reported
 
 USAGE = 2
 
@@ -80,6 +80,8 @@ def _run(words: list[str]) -> int:
             words or ["--help"], prog_name="mixnas", standalone_mode=False, obj=words
         )
         return code if isinstance(code, int) else 0
+    except Reported:
+        return USAGE
     except MixnasError as error:
         return _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):

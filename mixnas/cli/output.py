@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -44,7 +45,12 @@ def say_table(renderable: "RenderableType") -> None:
 
 @contextmanager
 def following(
-    context: typer.Context, *, results: bool, quiet: bool, keeps: bool = True
+    context: typer.Context,
+    *,
+    results: bool,
+    quiet: bool,
+    keeps: bool = True,
+    launched: bool = False,
 ) -> "Iterator[Listener]":
     """Follow a job: bars where the standard error is a terminal, else lines; then Ctrl-C.
 
@@ -53,6 +59,7 @@ def following(
         results: whether the plan is what was asked for, and goes to the standard output.
         quiet: whether to show nothing, but a plan that was asked for.
         keeps: whether an interrupted job keeps what it has done.
+        launched: whether another process of ours tells the plan and the end.
 
     Raises:
         typer.Exit: with the code of an interrupted command, in place of KeyboardInterrupt.
@@ -63,7 +70,7 @@ def following(
 
     def planned(plan: Mapping[str, Any]) -> None:
         begun.append(str(plan.get("run", "")))
-        if results or not quiet:
+        if not launched and (results or not quiet):
             console(sys.stdout if results else sys.stderr).print(rows(plan))
 
     listener: Listener = Lines(warn, planned)
@@ -75,7 +82,8 @@ def following(
         yield listener
     except KeyboardInterrupt:
         listener.end()
-        _interrupted(begun if keeps else [], context.obj or [])
+        if not launched:
+            _interrupted(begun if keeps else [], context.obj or [])
         raise typer.Exit(INTERRUPTED) from None
     finally:
         listener.end()
@@ -83,7 +91,7 @@ def following(
 
 def _interrupted(begun: Sequence[str], words: Sequence[str]) -> None:
     """Say what is kept of an interrupted job, and how to go on."""
-    if not begun:
+    if not begun or not Path(begun[0]).exists():
         warn("mixnas: interrupted before the run began; nothing is kept")
         return
     warn(f"mixnas: interrupted; what was done is kept in {begun[0]}. To go on where it stopped:")

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mixnas.errors import InvalidOption, RunConflict
+from mixnas.jobs import retrained
+from mixnas.jobs.retrain_settings import words as retrain_command
 from mixnas.jobs.settings import Settings
 from mixnas.run import Run
 from mixnas.run import runs as runs_in
@@ -19,8 +21,10 @@ def runs(folder: str | Path = "runs") -> list[dict[str, Any]]:
     """Describe each run of a folder, the latest first.
 
     Returns:
-        For each: run (its name), folder, made (ISO time) and age (seconds since), budget, data,
-        space, state, and of a finished one the winner's accuracy, flops and id.
+        For each: run (its name), job (``search``, ``retrain`` or ``export``), folder, made (ISO
+        time) and age (seconds since), budget, data, space, state; of a finished search the
+        winner's accuracy, flops and id; and retrained: state, top1 and flops of the retraining
+        that it is or that its folder holds, None if there is none.
     """
     if Path(folder).exists() and not Path(folder).is_dir():
         raise InvalidOption(f"runs {folder}: not a folder; give the folder of all runs")
@@ -29,10 +33,11 @@ def runs(folder: str | Path = "runs") -> list[dict[str, Any]]:
 
 
 def _describe(run: Run) -> dict[str, Any]:
-    winner = _winner(run)
+    winner, training = _winner(run), _retrained(run)
     made = datetime.fromisoformat(run.made["made"])
     return {
         "run": run.name,
+        "job": job(run),
         "folder": str(run.path),
         "made": run.made["made"],
         "age": max(0, round((datetime.now(UTC) - made).total_seconds())),
@@ -41,26 +46,52 @@ def _describe(run: Run) -> dict[str, Any]:
         "space": run.settings.get("space"),
         "state": state(run),
         "accuracy": winner.get("accuracy"),
-        "flops": winner.get("flops"),
+        "flops": winner.get("flops") or (training or {}).get("flops"),
         "id": winner.get("id"),
+        "retrained": training,
     }
 
 
 def _winner(run: Run) -> dict[str, Any]:
     """Return the winner's figures, none if there is no winner or its file is broken."""
+    if job(run) != "search":
+        return {}
     try:
         return dict(run.read("summary.json")["winner"]) if finished(run) else {}
     except (RunConflict, ValueError, KeyError, TypeError):
         return {}
 
 
+def _retrained(run: Run) -> dict[str, Any] | None:
+    """Return state, top1 and flops of the retraining that a run is or holds."""
+    one = run if retrained.is_retraining(run) else next(retrained.retrainings(run), None)
+    if one is None:
+        return None
+    try:
+        told = retrained.described(one)
+    except RunConflict:
+        return {"state": "damaged", "top1": None, "flops": None}
+    return {key: told[key] for key in ("state", "top1", "flops")}
+
+
+def job(run: Run) -> str:
+    """Return what made a run: ``search``, ``retrain``, ``export``."""
+    return str(run.settings.get("job", "search"))
+
+
 def finished(run: Run) -> bool:
-    """Tell whether a run has named its winner."""
+    """Tell whether a search has named its winner, a retraining was judged, an export is there."""
+    if job(run) == retrained.EXPORT_JOB:
+        return run.file(retrained.EXPORTS).is_file()
+    if retrained.is_retraining(run):
+        return retrained.finished(run)
     return run.file("summary.json").is_file()
 
 
 def state(run: Run) -> str:
     """Return ``finished``, or the stage that the run goes on with."""
+    if retrained.is_retraining(run):
+        return retrained.state(run)
     if finished(run):
         return "finished"
     done = [stage for stage in STAGES if run.done(stage)]
@@ -74,6 +105,8 @@ def state(run: Run) -> str:
 
 def progress(run: Run) -> str:
     """Say how far the current stage of an unfinished run has come."""
+    if retrained.is_retraining(run):
+        return retrained.progress(run)
     stage = state(run)
     if stage == "search":
         told = sum('"tell"' in line for line in _lines(run.file("log.jsonl")))
@@ -85,6 +118,10 @@ def progress(run: Run) -> str:
 
 def command(run: Run) -> str:
     """Return the shell command that made a run, and that goes on with it."""
+    if retrained.is_retraining(run):
+        return retrain_command(run)
+    if job(run) == retrained.EXPORT_JOB:
+        return shlex.join(["mixnas", "export", str(run.settings.get("subject", "ARCH.json"))])
     words = ["mixnas", "search"]
     for option in fields(Settings):
         default = None if option.default is MISSING else option.default

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mixnas.errors import RunConflict
-from mixnas.jobs.runs import command, finished, progress, state
+from mixnas.jobs import retrained
+from mixnas.jobs.runs import command, finished, job, progress, state
 from mixnas.run import SETTINGS, Run
 from mixnas.run import runs as runs_in
 
@@ -19,6 +20,7 @@ PRODUCTS = (
     "figures/training.png",
     "figures/winner.png",
     "report.html",
+    "export/report.html",
 )
 
 
@@ -30,34 +32,48 @@ def show(run: str | Path | Run, runs: str | Path = "runs") -> dict[str, Any]:
         runs: the folder of runs.
 
     Returns:
-        Of every run: run, folder, state, settings, budget, command (which goes on with it), again
-        (which shows it), and files (the products that are there). Of an unfinished one: progress.
-        Of a finished one: the whole of its ``summary.json``, the winner's architecture, load
-        (Python that loads it), and comparisons (name, sentence and folder of each that is done).
+        Of every run: run, job (``search``, ``retrain`` or ``export``), folder, state, settings,
+        budget, command (which goes on with it), again (which shows it), files (the products that
+        are there) and exports (the record of each form). Of an unfinished one: progress. Of a
+        finished one: the whole of its ``summary.json``, load (Python that loads the winner, or
+        what was trained) and next (the command that follows). Of a finished search: the winner's
+        architecture, comparisons (name, sentence and folder of each that is done) and retrainings
+        (as `mixnas.jobs.retrained.described` says).
 
     Raises:
         RunConflict: if there is no such run, or its files cannot be read.
     """
     found = run if isinstance(run, Run) else open_run(run, Path(runs))
-    common = {
+    made_by = job(found)
+    products = PRODUCTS if made_by == "search" else retrained.PRODUCTS
+    common: dict[str, Any] = {
         "run": found.name,
+        "job": made_by,
         "folder": str(found.path),
         "state": state(found),
         "settings": {k: v for k, v in found.settings.items() if not isinstance(v, Mapping)},
         "budget": list(found.settings.get("budget", ())),
         "command": command(found),
         "again": _again(found),
-        "files": {name: str(path) for name in PRODUCTS if (path := found.file(name)).is_file()},
+        "files": {name: str(path) for name in products if (path := found.file(name)).is_file()},
+        "exports": retrained.exports(found),
     }
     if not finished(found):
         return {**common, "progress": progress(found)}
+    if made_by == retrained.JOB:
+        return {**retrained.findings(found), **common}
+    if made_by == retrained.EXPORT_JOB:
+        return {**common, "next": retrained.after(found)}
     try:
         comparisons = list(_comparisons(found))
+        retrainings = [retrained.described(one) for one in retrained.retrainings(found)]
         return {
             **found.read("summary.json"),
             **common,
             **_winner(found),
             "comparisons": comparisons,
+            "retrainings": retrainings,
+            "next": retrained.next_step(found, retrainings),
         }
     except (ValueError, KeyError, TypeError) as error:
         raise RunConflict(
@@ -80,7 +96,7 @@ def open_run(name: str | Path, folder: Path) -> Run:
 def _comparisons(run: Run) -> Iterator[dict[str, str]]:
     """Yield the comparisons in a run's folder that are done."""
     for kept in runs_in(run.path):
-        if kept.file("summary.json").is_file():
+        if kept.file("summary.json").is_file() and not retrained.is_retraining(kept):
             summary = kept.read("summary.json")
             if "sentence" in summary:
                 told = {"name": kept.name, "sentence": str(summary["sentence"])}
@@ -88,9 +104,10 @@ def _comparisons(run: Run) -> Iterator[dict[str, str]]:
 
 
 def _again(run: Run) -> str:
-    """Return the shell command that shows a run."""
-    where = [] if run.path.parent == Path("runs") else ["--runs", str(run.path.parent)]
-    return shlex.join(["mixnas", "show", run.name, *where])
+    """Return the shell command that shows a run; one in a search's folder is named by its path."""
+    inside = retrained.is_retraining(run) and run.settings.get("of") is not None
+    words = [str(run.path)] if inside else [run.name, *retrained.where(run.path.parent)]
+    return shlex.join(["mixnas", "show", *words])
 
 
 def _winner(run: Run) -> dict[str, Any]:

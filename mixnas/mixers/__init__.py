@@ -215,3 +215,8 @@ def in_graph(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or type(x) is not Tensor:
         return True
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
+
+
+def for_onnx() -> bool:
+    """Whether the call is being exported to ONNX, whose graphs hold no complex numbers."""
+    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()

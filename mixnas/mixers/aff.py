@@ -1,6 +1,7 @@
 """Adaptive frequency filter (AFFNet; Huang et al., ICCV 2023, arXiv 2307.14008)."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from typing import Any, Literal
 
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from mixnas.elastic import Table
 from mixnas.errors import InvalidSpace, did_you_mean
-from mixnas.mixers import Mixer, in_graph, register
+from mixnas.mixers import Mixer, for_onnx, in_graph, register
+from mixnas.mixers.fourier import analysed, synthesised
 
 GROUPS = 8
 """Blocks of the published block-diagonal mask network."""
@@ -62,6 +64,13 @@ def transforms(
         )
 
 
+def full_precision(x: Tensor) -> AbstractContextManager[None]:
+    """Return what turns autocast off; an exported graph knows of none, so holds no trace of it."""
+    if torch.compiler.is_exporting():
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
+
+
 @register("aff")
 class AFF(Mixer):
     """Multiply the spectrum by a mask that a small network computes from the spectrum itself.
@@ -81,7 +90,7 @@ class AFF(Mixer):
     With G groups and expansion r the parameters are 4r C^2 / G + 2(r + 1) C (as published
     C^2 / 2 + 4C) and the multiply-adds 8r H Wf C^2 / G and two transforms: O(N log N). Small
     grids are transformed by one matrix product; a traced or compiled graph always holds the
-    transform.
+    transform, but for ONNX: there real matrices stand for it and for the complex products.
 
     Args:
         dim: channels C at most, a multiple of the groups.
@@ -144,12 +153,10 @@ class AFF(Mixer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, C, H, W)`` to the same shape."""
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             full = x.to(torch.promote_types(x.dtype, torch.float32))
             grouped = self.grouped(full)
-            small = x.shape[2] * x.shape[3] <= TINY and not in_graph(x)
-            mixed = self.by_product(grouped) if small else self.by_transform(grouped)
-            y = grouped + mixed
+            y = grouped + self.filtered(grouped)
             return (y.transpose(1, 2) if self.contiguous else y).flatten(1, 2).to(x.dtype)
 
     def grouped(self, x: Tensor) -> Tensor:
@@ -157,6 +164,13 @@ class AFF(Mixer):
         if self.contiguous:
             return x.unflatten(1, (self.groups, -1)).transpose(1, 2)
         return x.unflatten(1, (-1, self.groups))
+
+    def filtered(self, x: Tensor) -> Tensor:
+        """Filter ``(B, c, G, H, W)`` in the way that suits its size and who asks."""
+        if not in_graph(x):
+            small = x.shape[3] * x.shape[4] <= TINY
+            return self.by_product(x) if small else self.by_transform(x)
+        return self.by_real_parts(x) if for_onnx() else self.by_transform(x)
 
     def by_transform(self, x: Tensor) -> Tensor:
         """Filter ``(B, c, G, H, W)``; the transform wants its planes contiguous anyway."""
@@ -173,6 +187,27 @@ class AFF(Mixer):
         masked = torch.view_as_real(self.mask(spectrum.flatten(2)))
         y = torch.matmul(masked.view(self.groups, width, batch, -1), back)
         return y.unflatten(3, size).permute(2, 1, 0, 3, 4)
+
+    def by_real_parts(self, x: Tensor) -> Tensor:
+        """Filter ``(B, c, G, H, W)`` without a complex number, for graphs that know none."""
+        width, hidden = x.shape[1], x.shape[1] * self.expansion
+        spectrum = analysed(x.transpose(1, 2)).transpose(2, 3).flatten(4)  # (B, G, 2, c, F)
+
+        def linear(z: Tensor, weight: Table, bias: Table, out: int) -> Tensor:
+            """Map the channels of each group: one real matrix holds the complex one."""
+            real, imaginary = weight(2, self.groups, out, z.shape[3]).to(z.dtype)
+            upper, lower = (real, -imaginary), (imaginary, real)
+            matrix = torch.cat([torch.cat(upper, 2), torch.cat(lower, 2)], 1)
+            shift = bias(2, self.groups, out).to(z.dtype).transpose(0, 1).flatten(1)
+            y = torch.matmul(matrix, z.flatten(2, 3)) + shift[..., None]
+            return y.unflatten(2, (2, out))
+
+        z = linear(spectrum, self.weight_in, self.bias_in, hidden)
+        active = self.activate(z.movedim(2, -1)).movedim(-1, 2)
+        logits = linear(active, self.weight_out, self.bias_out, width)
+        (a, b), (c, d) = F.softshrink(logits, self.threshold).unbind(2), spectrum.unbind(2)
+        masked = torch.stack([a * c - b * d, a * d + b * c], dim=3)  # (B, G, c, 2, F)
+        return synthesised(masked.unflatten(4, (x.shape[3], -1)), x.shape[4]).transpose(1, 2)
 
     def mask(self, spectrum: Tensor) -> Tensor:
         """Return the spectrum ``(..., G, c, F)`` times its mask."""

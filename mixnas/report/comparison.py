@@ -238,7 +238,16 @@ def compared_conditions(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]
         "trained",
         f"{summary['epochs']} epochs, {summary['steps']:,} steps, {summary['seeds']} seeds",
     )
-    yield "recipe", ", ".join(f"{name} {value:g}" for name, value in summary["recipe"].items())
+    yield "recipe", ", ".join(_used(summary["recipe"]))
     yield "costs", f"at {side}x{side} pixels and {summary['classes']} classes"
     yield "budget", " and ".join(summary["budget"])
     yield "timed on", ", ".join(f"{name} {value}" for name, value in summary["conditions"].items())
+
+
+def _used(recipe: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a recipe sets; what is off or left to its default is left out."""
+    for name, value in recipe.items():
+        if isinstance(value, str) and value != "none":
+            yield f"{name} {value}"
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{name} {value:g}"

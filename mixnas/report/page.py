@@ -1,8 +1,10 @@
 """A page that needs no other file; nothing but its own text reaches HTML unescaped."""
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from html import escape
+from typing import Any
 
 from mixnas.run import Run
 
@@ -49,3 +51,30 @@ def image(run: Run, name: str, alternative: str) -> str:
         return ""
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<p><img alt="{escape(alternative)}" src="data:image/png;base64,{data}"></p>'
+
+
+def made_with(run: Run) -> Iterator[tuple[str, str]]:
+    """Yield when, on what and with which versions a run was made."""
+    for name in ("made", "device", "git"):
+        yield name, str(run.made.get(name) or "-")
+    yield from ((name, str(number)) for name, number in run.made.get("versions", {}).items())
+
+
+def flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield nested plain data as labels and texts; what was not set is left out."""
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}, ")
+        elif isinstance(value, list):
+            yield f"{prefix}{key}", ", ".join(map(str, value))
+        elif value is not None:
+            yield f"{prefix}{key}", f"{value:.4g}" if isinstance(value, float) else f"{value}"
+
+
+@contextmanager
+def reading(run: Run, name: str) -> Iterator[None]:
+    """Say that a file of the run is damaged if what it holds is not what it should be."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
+        raise run.broken(name) from None

@@ -13,7 +13,7 @@ from mixnas.arch import Architecture
 from mixnas.cost.limit import Limit
 from mixnas.cost.limit import describe as amount
 from mixnas.report.drawing import canvas, colour, literal, png
-from mixnas.report.page import image, page, pairs, table
+from mixnas.report.page import flat, image, made_with, page, pairs, table
 from mixnas.run import Run
 
 if TYPE_CHECKING:
@@ -259,10 +259,10 @@ def _sections(run: Run) -> Iterator[str]:
     best = [dict(row) for _, row in trials_table(run).head(20).iterrows()]
     yield table(heads, (point_cells(row, winner, timed=timed) for row in best), figures=True)
     yield "<h2>Supernet</h2>" + image(run, TRAINING, "losses over the training steps")
-    yield pairs(_flat(summary["supernet"]))
+    yield pairs(flat(summary["supernet"]))
     yield "<h2>How to read this</h2>" + "".join(f"<p>{escape(text)}</p>" for text in HOW_TO_READ)
     yield "<h2>Settings</h2>" + pairs(_settings(run))
-    yield "<h2>Made with</h2>" + pairs(_provenance(run))
+    yield "<h2>Made with</h2>" + pairs(made_with(run))
     yield "<h2>Seconds</h2>" + pairs((k, f"{v:.1f}") for k, v in summary["seconds"].items())
 
 
@@ -271,17 +271,3 @@ def _settings(run: Run) -> Iterator[tuple[str, str]]:
     for name, value in run.settings.items():
         if value is not None and not isinstance(value, Mapping):
             yield name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _provenance(run: Run) -> Iterator[tuple[str, str]]:
-    for name in ("made", "device", "git"):
-        yield name, str(run.made.get(name) or "-")
-    yield from ((name, str(number)) for name, number in run.made.get("versions", {}).items())
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}, ")
-        else:
-            yield f"{prefix}{key}", f"{value:.4g}" if isinstance(value, float) else f"{value}"

@@ -199,7 +199,9 @@ class FViT(Classified):
         """
         size = self._positions(tuple(images.shape[2:]))
         x = tokens(self.patches(images))
-        return torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1) + self._table(size)
+        return torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1) + self._table(
+            size
+        )
 
     def advance(self, x: Tensor, index: int, size: Size) -> Tensor:
         """Apply a block."""

@@ -1,0 +1,164 @@
+"""What a search or a comparison found, and the list of runs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mixnas.arch import Architecture
+from mixnas.cost.limit import describe as amount
+from mixnas.report import (
+    COMPARED_HEADS,
+    STAGE_HEADS,
+    compared_cells,
+    compared_conditions,
+    compared_notes,
+    learnt,
+    point_cells,
+    stage_rows,
+    winner_rows,
+)
+from mixnas.screen.parts import grid, heading
+from mixnas.screen.retrained import exported, exports, retrained, retraining_rows, unfinished
+from mixnas.terminal import duration, rows
+
+CAVEAT = (
+    "A supernet's accuracy ranks architectures; it is not a trained network's accuracy: "
+    "train the winner from scratch before you quote one."
+)
+
+HOW_LISTED = "accuracy: by the supernet's weights; retrained: on the test images, read once"
+
+
+def found(show: Mapping[str, Any]) -> RenderableType:
+    """Render what `mixnas.jobs.show` returned for a run."""
+    if show["job"] == "retrain":
+        return retrained(show)
+    if show["state"] != "finished":
+        return unfinished(show)
+    if show["job"] == "export":
+        return exported(show)
+    return Group(
+        heading(f"{show['run']}: the winner"),
+        rows(dict(winner_rows(show))),
+        _stages(Architecture.from_dict(show["architecture"])),
+        heading("The front: the least loss at each cost"),
+        _front(show["front"], show["winner"]["number"]),
+        heading("The run"),
+        rows(dict(_run(show))),
+        *_comparisons(show),
+        *_retrainings(show),
+        "",
+        _next(show),
+    )
+
+
+def compared(summary: Mapping[str, Any]) -> RenderableType:
+    """Render the summary of a comparison."""
+    table = grid(*COMPARED_HEADS, words=2)
+    for row in summary["rows"]:
+        style = "bold" if row["kind"] == "winner" else ""
+        table.add_row(*map(Text, compared_cells(row)), style=style)
+    return Group(
+        heading(f"{summary['of']}: the winner beside others, all trained from scratch alike"),
+        table,
+        rows(dict(compared_notes(summary))),
+        rows(dict(compared_conditions(summary))),
+        heading(summary["sentence"]),
+        rows(summary["files"]),
+    )
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+    """Return the table of a comparison's summary in Markdown."""
+    lines = [COMPARED_HEADS, ["---"] * 2 + ["--:"] * (len(COMPARED_HEADS) - 2)]
+    lines += [compared_cells(row) for row in summary["rows"]]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def _comparisons(show: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Yield what the run's comparisons found."""
+    for one in show["comparisons"]:
+        yield heading(f"Compared ({one['folder']})")
+        yield Text(one["sentence"])
+
+
+def runs(found: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Render what `mixnas.jobs.runs` returned."""
+    if not found:
+        return Text("no runs yet; begin with: mixnas search --budget 1.5GFLOPs")
+    heads = ("run", "budget", "data", "state", "accuracy", "retrained", "FLOPs", "made")
+    table = grid(*heads, words=4)
+    for run in found:
+        cells = (
+            run["run"],
+            ", ".join(run["budget"]) or "-",
+            str(run["data"] or "-"),
+            run["state"],
+            "-" if run["accuracy"] is None else f"{run['accuracy']:.1%}",
+            _retrained(run["retrained"]),
+            "-" if run["flops"] is None else amount("flops", run["flops"]),
+            f"{duration(run['age'])} ago",
+        )
+        table.add_row(*map(Text, cells))
+    return Group(table, Text(HOW_LISTED))
+
+
+def _retrained(one: Mapping[str, Any] | None) -> str:
+    """Return the accuracy on the test images, or how far a retraining is."""
+    if one is None:
+        return "-"
+    return one["state"] if one["top1"] is None else f"{one['top1']:.1%}"
+
+
+def _retrainings(show: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Yield how the winner's retrainings are, and what was exported of them."""
+    if show["exports"]:
+        yield heading("Exported with the weights that the winner inherits")
+        yield exports(show["exports"])
+    for one in show["retrainings"]:
+        yield heading(f"Retrained ({one['folder']})")
+        yield rows(dict(retraining_rows(one)))
+        if one["exports"]:
+            yield exports(one["exports"])
+
+
+def _front(points: Sequence[Mapping[str, Any]], winner: int) -> Table:
+    """Return a front, cheapest first; the winner has a star."""
+    timed = any(point.get("latency_ms") is not None for point in points)
+    heads = ("trial", "accuracy", "loss", "FLOPs", "parameters", *["latency"] * timed)
+    table = grid(*heads, words=0)
+    for point in points:
+        table.add_row(*point_cells(point, winner, timed=timed))
+    return table
+
+
+def _stages(arch: Architecture) -> Table:
+    table = grid(*STAGE_HEADS, words=len(STAGE_HEADS))
+    for row in stage_rows(arch):
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _run(show: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    trials = show["trials"]
+    failed = f", {trials['failed']} failed" if trials["failed"] else ""
+    yield "evaluated", f"{trials['complete']} of {trials['asked']} architectures{failed}"
+    if random := show["supernet"].get("random"):
+        yield "learnt", learnt(random)
+    spent = (f"{stage} {duration(time)}" for stage, time in show["seconds"].items() if time)
+    yield "time spent", ", ".join(spent)
+    yield from show["files"].items()
+
+
+def _next(show: Mapping[str, Any]) -> RenderableType:
+    """Return the last lines: how to load the winner, what to type, and the caveat."""
+    return Group(
+        Text("Load the winner in Python:\n"),
+        Text(show["load"], no_wrap=True, overflow="ignore"),
+        Text(f"\nSee it again: {show['again']}"),
+        Text(f"Next: {show['next']}"),
+        Text(CAVEAT, style="bold"),
+    )
