@@ -443,7 +443,7 @@ def test_a_skipped_step_leaves_weights_average_and_optimiser_and_too_many_stop()
         (lambda: AloneRecipe(steps=1, distillation="warm"), "'warm' is not known; give none"),
         (lambda: Execution(precision="fp8"), "'fp8' is not known; give auto, fp32, bf16, fp16"),
         (lambda: Execution(accumulate=0), "accumulate 0 is not allowed"),
-        (lambda: course("diet"), r"recipe 'diet' is not known: did you mean 'deit'\?"),
+        (lambda: course("diet"), r"no recipe 'diet'; did you mean 'deit'\?"),
         (lambda: course("deit").recipe(per_epoch=3, epochs=0), "give at least 1 of both"),
     ],
 )

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mixnas.data import Augmentation, Preprocessing, load
 from mixnas.data.arrays import Arrays
-from mixnas.data.augment import augmented
+from mixnas.data.augment import augmented, seeded
 from mixnas.errors import DataError, InvalidOption, WorkerLost
 
 DEIT = Augmentation(
@@ -483,3 +483,19 @@ def test_a_supernets_streams_of_colours_are_the_published_ones(tmp_path):
         data = load(str(tmp_path / "p"), image=side)
         assert stream(data, 3, batch=4, seed=2, start=1) == train
         assert digest(t for pair in data.batches("test", batch=2) for t in pair) == test
+
+
+def test_posterising_leaves_a_bit_at_its_strongest():
+    """timm asks Pillow for no bit at all at level 10; Pillow 13 refuses that."""
+    augmentation = Augmentation(randaugment="rand-m10-n4-inc1", scale=(0.5, 1.0))
+    transform = augmentation.transform(16, (0.5,), flip=False)
+    picture = Image.fromarray(np.arange(16 * 16 * 3).reshape(16, 16, 3).astype(np.uint8))
+    (policy,) = (step for step in transform.transforms if hasattr(step, "ops"))
+    posterise = [op for op in policy.ops if op.name.startswith("Posterize")]
+    assert posterise
+    for operation in posterise:
+        assert operation.level_fn(10, {})[0] == 1
+        assert operation.aug_fn(picture, *operation.level_fn(10, {})).size == (16, 16)
+    for number in range(40):
+        with seeded(number):
+            assert transform(picture).shape == (3, 16, 16)

@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import mixnas
+from mixnas import mixers
 from mixnas.arch import Architecture, Block, Stage, Stem
 from mixnas.data import load
 from mixnas.errors import InvalidOption, RunConflict
@@ -26,6 +27,7 @@ from mixnas.jobs.retrain import retrain
 from mixnas.jobs.retrain_settings import Conditions, RetrainSettings, command, words
 from mixnas.jobs.retraining import prepare, summary
 from mixnas.jobs.settings import Silent
+from mixnas.jobs.subject import resolve
 from mixnas.model import Model
 from mixnas.run import Run
 from mixnas.train.world import World
@@ -283,6 +285,63 @@ def test_a_file_without_an_architecture_says_what_is_wrong(cli, tmp_path, text, 
     assert code == 2
     assert err.count("\n") == 1
     assert re.search(pattern, err), err
+
+
+@pytest.mark.parametrize("mixer", mixers.names())
+def test_a_file_may_hold_any_mixer(tmp_path, mixer):
+    knobs = {knob: values[0] for knob, values in mixers.get(mixer).knobs.items()}
+    arch = Architecture(Stem("conv8"), (Stage(64, (Block.of(mixer, 1.0, **knobs),)),))
+    path = tmp_path / "arch.json"
+    path.write_text(arch.to_json())
+    assert resolve(str(path), tmp_path).source == {"arch": arch.to_dict()}
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        ("epoch = 3", "no field 'epoch'; did you mean 'epochs'"),
+        ('drop_path = "lots"', "drop_path 'lots': a number is needed"),
+        ("optimizer = 3", "optimizer 3: a text is needed"),
+        ("frozen_norms = 1", "frozen_norms 1: true or false is needed"),
+        ("epochs = 0", "epochs 0"),
+        ("epochs = 2.5", "epochs 2.5"),
+        ('base = "diet"', "no base 'diet'; did you mean 'deit'"),
+        ("mixup = -1", "mixup -1"),
+        ("[augmentation]\nhflop = 1", "no field 'hflop'; did you mean 'hflip'"),
+        ("[augmentation]\nerasing = 2", "erasing"),
+        ("augmentation = 3", "augmentation"),
+        ("epochs = [", "cannot be read"),
+        ('optimizer = "nosuchopt"', "nosuchopt"),
+    ],
+)
+def test_a_recipe_file_that_is_wrong_is_one_line_and_leaves_no_folder(
+    cli, arch, tmp_path, text, pattern
+):
+    path = tmp_path / "own.toml"
+    path.write_text(text)
+    code, _, err = cli("retrain", arch, "--recipe", path, "--runs", tmp_path / "runs", "-q")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert re.search(pattern, err), err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_images_that_changed_are_refused_by_a_training_begun_before(arch, tmp_path, photos, cli):
+    runs = tmp_path / "runs"
+    line = ["retrain", arch, "--data", photos, "--epochs", 1, "--batch", 10, "--runs", runs, "-q"]
+    assert cli(*line)[0] == 0
+    (run,) = (Run.open(path) for path in runs.iterdir())
+    described = run.file("model.json").read_bytes()
+    run.file("model.json").write_bytes(described[:50])
+    assert cli(*line)[0] == 0
+    assert run.file("model.json").read_bytes() == described
+    (photos / "train" / "dark" / "000.png").unlink()
+    code, _, err = cli(*line)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the images are not those that it was begun with" in err
+    code, _, err = cli("export", run.path, "--to", "pt2", "--runs", runs, "-q")
+    assert code == 2
+    assert "is not what" in err
 
 
 def test_other_settings_are_refused_and_named(arch, tmp_path):

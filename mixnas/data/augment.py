@@ -4,7 +4,8 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -88,7 +89,7 @@ class Augmentation:
         mirrored = (0.5 if flip else 0.0) if self.hflip is None else self.hflip
         if not (self.randaugment or self.scale or mirrored or self.color_jitter):
             return None
-        return create_transform(
+        transform = create_transform(
             (3, side, side),
             is_training=True,
             scale=self.scale or WHOLE,
@@ -100,6 +101,8 @@ class Augmentation:
             mean=tuple(mean) * (3 // len(mean)),
             normalize=False,
         )
+        _keep_a_bit(transform.transforms)
+        return cast(Callable[[Image.Image], Tensor], transform)
 
     def erased(self, images: Tensor, numbers: Sequence[int]) -> Tensor:
         """Erase a rectangle of some images, in place.
@@ -135,6 +138,18 @@ class Augmentation:
             return cls(**values)
         except TypeError as error:
             raise InvalidOption(f"augmentation {dict(data)}: {error}; give numbers") from None
+
+
+def _keep_a_bit(transforms: Sequence[Any]) -> None:
+    """Let RandAugment's posterising leave one bit: timm asks for none, which Pillow 13 refuses."""
+    for step in transforms:
+        for operation in getattr(step, "ops", ()):
+            if getattr(operation, "name", "").startswith("Posterize"):
+                operation.level_fn = partial(_bits, operation.level_fn)
+
+
+def _bits(level: Callable[..., tuple[int]], *given: Any) -> tuple[int]:
+    return (max(1, level(*given)[0]),)
 
 
 def augmented(

@@ -248,8 +248,8 @@ def _figures(model: Model, network: nn.Module, facts: Mapping[str, Any]) -> list
 def _usage(model: Model) -> list[str]:
     name = model.name
     return [
-        f"It needs `pip install mixnas`. With this folder at `hf`, `import {name}` makes timm know "
-        "the network:",
+        f"It needs the packages mixnas and timm. With this folder at `hf`, `import {name}` makes "
+        "timm know the network:",
         "",
         "```python",
         "import sys",

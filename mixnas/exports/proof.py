@@ -16,7 +16,7 @@ from mixnas.exports.forms import Exported, Form
 from mixnas.model import Model
 
 LIMIT = 1e-4
-"""Difference of logits allowed, times the largest logit where that is above 1."""
+"""Difference of logits allowed, as a share of the largest logit."""
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Normalised images ``(B, 3, S, S)`` with their labels."""
@@ -53,9 +53,9 @@ def prove(form: str, exported: Exported, source: nn.Module, batches: Batches) ->
         batches: real images; labels are not looked at.
 
     Raises:
-        ExportMismatch: if logits differ by more than `LIMIT` times the larger of 1 and the
-            largest logit, or if the class named differs on an image where the source's two best
-            are further apart than any difference.
+        ExportMismatch: if logits differ by more than `LIMIT` times the largest logit, or if the
+            class named differs on an image where the source's two best are further apart than
+            any difference.
         InvalidOption: if there are no images.
     """
     pairs = [_logits(exported, source, images) for images, _ in batches]
@@ -69,10 +69,10 @@ def prove(form: str, exported: Exported, source: nn.Module, batches: Batches) ->
     difference, scale = float((mine - theirs).abs().max()), float(mine.abs().max())
     agrees = mine.argmax(1) == theirs.argmax(1)
     proof = Proof(difference, scale, float(agrees.double().mean()), len(mine))
-    if not difference <= LIMIT * max(1.0, scale):  # nor if it is no number
+    if not difference <= LIMIT * scale:  # nor if it is no number
         raise ExportMismatch(
             f"{form}: logits differ from the source's by {difference:.2g} on {len(mine)} images "
-            f"(allowed: {LIMIT:g} times the largest logit, {scale:.3g}); not kept"
+            f"(allowed: {LIMIT:g} of the largest, {scale:.3g}); not kept"
         )
     if bool((~agrees & (_margins(mine) > difference)).any()):
         raise ExportMismatch(

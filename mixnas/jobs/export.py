@@ -115,6 +115,8 @@ def _all(
         place = folder / form.place
         facts = {"file": form.place, "bytes": _bytes(place), **proof.to_dict()}
         _record(run, name, {**facts, "milliseconds": times, "fused": fold, "image": model.image})
+        if name == "onnx":
+            _forget(run, INT8, folder / INT8_PLACE)  # it was made of the graph before
         listener.advance(1, form=name, difference=proof.difference)
     if int8:
         calibration = found.data.calibration(**CALIBRATION, seed=0)
@@ -133,6 +135,14 @@ def _record(run: Run, name: str, facts: Mapping[str, Any]) -> None:
     before = retrained.exports(run)
     entry = {**facts, "made": made["made"], "device": made["device"], "versions": made["versions"]}
     run.write(retrained.EXPORTS, {**before, name: entry})
+
+
+def _forget(run: Run, name: str, place: Path) -> None:
+    """Take a form out of the record, and its file away."""
+    before = retrained.exports(run)
+    if name in before:
+        run.write(retrained.EXPORTS, {form: f for form, f in before.items() if form != name})
+    place.unlink(missing_ok=True)
 
 
 def _bytes(place: Path) -> int:

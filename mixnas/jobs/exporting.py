@@ -12,7 +12,7 @@ from torch import nn
 from mixnas import zoo
 from mixnas.cost.count import count_flops
 from mixnas.data import Data, Preprocessing, load
-from mixnas.errors import InvalidCheckpoint, InvalidOption, MixnasError, RunConflict
+from mixnas.errors import DataError, InvalidCheckpoint, InvalidOption, MixnasError, RunConflict
 from mixnas.jobs import retrained
 from mixnas.jobs.retrain_settings import words
 from mixnas.jobs.show import open_run
@@ -113,11 +113,14 @@ def _trained(run: Run, data: str | None, image: int | None) -> Exportable:
     path = run.file("model.json")
     model = Model.from_dict(run.read("model.json"), str(path))
     network = model.load(run.file("model.safetensors"))
-    if image is not None:
-        model, network = _resized(model, network, image)
     found = run.read(retrained.SUMMARY)
+    if image is not None and image != model.image:
+        model, network = _resized(model, network, image)
+        found = {key: value for key, value in found.items() if key not in MEASURED}
     same = data is None or data == found["data"]
     images = load(data or found["data"], seed=_split_seed(run) if same else 0, image=model.image)
+    if same:
+        _unchanged(run, images)
     facts = {key: found.get(key) for key in FACTS} | {"run": run.name}
     return Exportable(run, model, network, _counted(facts, model, network), images)
 
@@ -127,6 +130,23 @@ FACTS = (
     "calibration_error", "images", "init", "teacher", "resolution",
 )  # fmt: skip
 """Of a retraining's summary, what goes with an export."""
+
+MEASURED = ("top1", "top5", "standard_error", "calibration_error", "images")
+"""Of these, what was measured at the training's size and says nothing of another."""
+
+
+def _unchanged(run: Run, data: Data) -> None:
+    """Refuse test images that may have been trained on: the data is not what it was.
+
+    Raises:
+        DataError: says how to go on.
+    """
+    was = run.settings["found"]["data"]
+    if data.fingerprint != was:
+        raise DataError(
+            f"data {run.settings['data']!r} is not what {run.path} was trained on (fingerprint "
+            f"{data.fingerprint}, not {was}); put the same images back, or give others by --data"
+        )
 
 
 def _split_seed(run: Run) -> int:
@@ -149,7 +169,10 @@ def _inherited(subject: Subject, run: Run, data: str | None, image: int | None) 
         )
     model = Model(subject.source, labels, images.preprocessing)
     network = model.load(run.file(INHERITED))
+    if spec == settings["data"]:
+        _unchanged(run, images)
     facts = {"run": run.name, "label": subject.label, "data": settings["data"]}
+    facts["weights"] = "inherited from the supernet"
     note = (
         f"{subject.label} has the weights that it inherits from the supernet; train it first: "
         f"mixnas retrain {run.name}"
@@ -187,8 +210,8 @@ def _weights(subject: Subject, path: Path | None, side: int) -> tuple[nn.Module,
     """Build the network with a file's weights, or untrained; return it and its classes."""
     name = subject.source.get("zoo")
     state = {} if path is None else _read(path)
-    heads = [tensor for key, tensor in state.items() if key in ("head.bias", "head.weight")]
-    classes = heads[0].shape[0] if heads else 1000
+    head = state.get("head.weight")  # (classes, features), in ours after an axis of groups
+    classes = 1000 if head is None else head.shape[-2]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         settings = {"checkpoint": path} if name and path else {}

@@ -27,7 +27,7 @@ BATCH = 32
 
 def predict(
     model: str | Path | Run,
-    images: Iterable[str | Path],
+    images: str | Path | Iterable[str | Path],
     *,
     top: int = 5,
     runs: str | Path = "runs",
@@ -57,7 +57,8 @@ def predict(
         DataError: if an untrained winner's data cannot be opened.
     """
     at_least("top", top, 1)
-    given = [Path(image) for image in images]
+    listed = [images] if isinstance(images, str | Path) else images
+    given = [Path(image) for image in listed]
     if not given:
         raise InvalidOption("no image given; name at least one file, or a folder of images")
     classifier, note = opened(model, Path(runs))

@@ -11,6 +11,7 @@ from mixnas.run import Run
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DISTILLATIONS = ("soft", "hard")
+MOST_PIXELS = 4096
 SCRATCH, SUPERNET = "scratch", "supernet"
 TIMM = "timm:"
 
@@ -66,6 +67,8 @@ class RetrainSettings:
             value = getattr(self, name)
             if value is not None:
                 at_least(name, value, least)
+        if self.resolution is not None and self.resolution > MOST_PIXELS:
+            raise InvalidOption(f"resolution {self.resolution}: at most {MOST_PIXELS} pixels")
         if self.rate is not None and not 0 < self.rate <= 10:
             raise InvalidOption(f"rate {self.rate:g}: must be above 0 and at most 10")
         among("precision", self.precision, PRECISIONS)

@@ -18,7 +18,7 @@ from mixnas.cost.count import count_flops
 from mixnas.cost.limit import describe
 from mixnas.data import Augmentation, Data, load
 from mixnas.data.splits import SplitName
-from mixnas.errors import InvalidOption, RunConflict
+from mixnas.errors import InvalidCheckpoint, InvalidOption, RunConflict
 from mixnas.jobs import weights
 from mixnas.jobs.curves import Curves, curves
 from mixnas.jobs.long_training import CHECKPOINT, LongTraining, judged
@@ -28,7 +28,7 @@ from mixnas.jobs.settings import Listener, cores
 from mixnas.jobs.subject import Subject, resolve
 from mixnas.metrics import metrics
 from mixnas.model import Model
-from mixnas.run import Run, agree
+from mixnas.run import SETTINGS, Run, agree
 from mixnas.train.alone import AloneTrainer
 from mixnas.train.execution import Execution
 from mixnas.train.recipe import AloneRecipe
@@ -44,6 +44,8 @@ LEARNT: tuple[SplitName, ...] = ("train",)
 WATCHED: tuple[SplitName, ...] = ("rank", "report")
 MOST_LOADERS = 4
 """Processes that decode image files beside each training process, at most."""
+FEW = 1000
+"""Images that this process decodes itself: others would take seconds to start."""
 REHEARSED = 4
 """Steps that are timed before a training begins; the first does not count."""
 
@@ -115,6 +117,11 @@ class Task:
         }
 
     @property
+    def begun(self) -> bool:
+        """Whether the retraining has a folder, with what its plan measured."""
+        return (self.root / self.name / PLAN).is_file()
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must be of: plain data."""
         return {
@@ -180,6 +187,9 @@ def prepare(
     weights.check(settings, subject)
     course = find(settings.recipe)
     data, spec = _data(settings, subject)
+    root = subject.run.path if subject.run else runs
+    name = name or _default_name(subject, data, course, settings)
+    _same_images(root / name, data)
     learnt = LEARNT + WATCHED if settings.all_images else LEARNT
     images = sum(data.sizes[split] for split in learnt)
     batch = _batch(settings, course, images, world.size if processes is None else processes)
@@ -201,13 +211,31 @@ def prepare(
         course=course,
         recipe=recipe,
         world=world,
-        root=subject.run.path if subject.run else runs,
-        name=name or _default_name(subject, data, course, settings),
+        root=root,
+        name=name,
     )
     if recipe.drop_path and not task.drops:
         listener.note(f"{subject.label} has no stochastic depth as published: none is used")
     agree(task.root, task.name, task.kept)
+    if note := weights.left_out(task):
+        listener.note(note)
     return task
+
+
+def _same_images(folder: Path, data: Data) -> None:
+    """Refuse to go on with a training whose images have changed.
+
+    Raises:
+        RunConflict: in one line, with the cure.
+    """
+    if not (folder / SETTINGS).is_file():
+        return
+    was = Run.open(folder).settings.get("found", {})
+    if isinstance(was, dict) and was.get("data", data.fingerprint) != data.fingerprint:
+        raise RunConflict(
+            f"run {folder}: the images are not those that it was begun with (fingerprint "
+            f"{data.fingerprint}, not {was['data']}); put them back, or give another --name"
+        )
 
 
 def _batch(settings: RetrainSettings, course: Course, images: int, processes: int) -> int:
@@ -306,15 +334,21 @@ def carry_out(task: Task, listener: Listener) -> Run:
     """
     world = task.world
     _share_cores(world)
+    if _finished(task):
+        listener.plan(plan_rows(task, {}, world.size))
+        return Run.open(task.root / task.name)
+    # What is wrong with network, recipe or memory is found before anything is written.
+    measured = {} if world.size > 1 or task.begun else rehearse(task)
+    trainer = task.trainer()
     run = Run.create(task.root, task.name, task.kept) if world.main else None
     world.barrier()
     run = run or Run.open(task.root / task.name)
     with run:
-        if run.file(SUMMARY).is_file() and all(run.file(n).is_file() for n in (MODEL, WEIGHTS)):
-            listener.plan(plan_rows(task, {}, world.size))
-            return run
-        listener.plan(plan_rows(task, _measured(task, run), world.size))
-        trainer = task.trainer()
+        if measured:
+            run.write(PLAN, measured)
+        elif run.file(PLAN).is_file():
+            measured = dict(run.read(PLAN))
+        listener.plan(plan_rows(task, measured, world.size))
         training = _training(task, trainer, run, listener)
         training.resume()
         if trainer.step < trainer.recipe.steps:
@@ -330,15 +364,33 @@ def _share_cores(world: World) -> None:
         torch.set_num_threads(max(1, cores() // here))
 
 
-def _measured(task: Task, run: Run) -> dict[str, float]:
-    """Time a few steps when a training begins in one process; read them when it goes on."""
-    if run.file(PLAN).is_file():
-        return dict(run.read(PLAN))
-    if task.world.size > 1:
-        return {}
-    measured = rehearse(task)
-    run.write(PLAN, measured)
-    return measured
+def _finished(task: Task) -> bool:
+    """Say whether all is done; what describes the weights is written again if it was damaged.
+
+    Raises:
+        RunConflict: if the weights are damaged.
+    """
+    folder = task.root / task.name
+    if not all((folder / name).is_file() for name in (SETTINGS, SUMMARY, WEIGHTS)):
+        return False
+    run = Run.open(folder)
+    try:
+        task.model.load(run.file(WEIGHTS))
+    except InvalidCheckpoint:
+        raise run.broken(WEIGHTS) from None
+    try:
+        described = run.read(MODEL) == task.model.to_dict()
+    except RunConflict:
+        described = False
+    if task.world.main and not described:
+        run.write(MODEL, task.model.to_dict())
+    return True
+
+
+def _loaders(task: Task) -> int:
+    """Return how many processes decode files: none for few, which take less than their start."""
+    images = sum(task.data.sizes[split] for split in task.learnt)
+    return 0 if images < FEW else min(MOST_LOADERS, cores())
 
 
 def _training(task: Task, trainer: AloneTrainer, run: Run, listener: Listener) -> LongTraining:
@@ -353,7 +405,7 @@ def _training(task: Task, trainer: AloneTrainer, run: Run, listener: Listener) -
         watched=task.watched,
         per_epoch=task.per_epoch,
         augmentation=task.augmentation,
-        workers=min(MOST_LOADERS, cores()) if asked is None else asked,
+        workers=_loaders(task) if asked is None else asked,
         run=run,
         world=task.world,
         listener=listener,
@@ -395,7 +447,7 @@ def _summary(task: Task, training: LongTraining, figures: Mapping[str, Any]) -> 
         "of": task.subject.run.name if task.subject.run else None,
         "data": task.spec,
         "recipe": task.course.name,
-        "epochs": task.recipe.steps / task.per_epoch,
+        "epochs": task.recipe.steps // task.per_epoch,
         "steps": task.recipe.steps,
         "batch": task.recipe.batch,
         "resolution": task.data.image,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ from mixnas.jobs.show import open_run
 from mixnas.run import SETTINGS, Run
 
 ZOO = "zoo:"
-SMALLEST = 16
-"""Side of an image, in pixels, at which an architecture is tried out."""
+MOST = 2 * 10**9
+"""Parameters of an architecture in a file."""
+
+SMALLEST = 4
+"""Side of the first stage's map when an architecture is tried out, in positions."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +137,13 @@ def _try_out(arch: Architecture, path: Path) -> None:
                 raise InvalidSpace(f"{path}, stage {number}: mixer '{block.mixer}' {reason}")
     side = SMALLEST * arch.stem.stride
     try:
+        build = partial(model.create, {"arch": arch.to_dict()}, classes=2, image=side)
         with torch.device("meta"):
-            network = model.create({"arch": arch.to_dict()}, classes=2, image=side)
-            network.eval()(torch.empty(1, 3, side, side))
+            params = sum(parameter.numel() for parameter in build().parameters())
+        if params > MOST:
+            raise InvalidSpace(f"{params:,} parameters; at most {MOST:,} are allowed")
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            build().eval()(torch.zeros(1, 3, side, side))
     except MixnasError as error:
         raise InvalidSpace(f"{path}: {error}") from None
     except (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:

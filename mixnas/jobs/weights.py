@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from mixnas import zoo
@@ -86,6 +87,18 @@ def begin(network: nn.Module, task: "Task") -> None:
             "network, or --init scratch"
         )
     network.load_state_dict(state)
+
+
+def left_out(task: "Task") -> str:
+    """Say that the head of a file of weights is not taken over, if it is for other classes."""
+    init = task.settings.init
+    if init in (SCRATCH, SUPERNET):
+        return ""
+    with torch.device("meta"):
+        own = task.model.build().state_dict()
+    if _same_head(_read(Path(init)), own):
+        return ""
+    return f"{init} has a head for other classes: it is left out, and a new one is trained"
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -57,12 +57,18 @@ def exported_cells(form: str, facts: Mapping[str, Any], *, quartiles: bool = Tru
     difference, agreement = facts.get("difference"), facts.get("agreement")
     return [
         form,
-        facts["file"],
+        _file(facts),
         size(facts["bytes"]),
         "-" if difference is None else f"{difference:.1e}",
         "-" if agreement is None else f"{agreement:.2%} of {facts['images']:,}",
         *timed,
     ]
+
+
+def _file(facts: Mapping[str, Any]) -> str:
+    """Return the file's name, and at what size it takes images."""
+    side = f", {facts['image']} px" if "image" in facts else ""
+    return facts["file"] + side + (", norms kept" if facts.get("fused") is False else "")
 
 
 def _time(taken: Mapping[str, float] | None, quartiles: bool) -> str:

@@ -16,6 +16,14 @@ DERIVED = ("steps",)
 """What follows from epochs, batch and data."""
 
 
+KINDS: tuple[tuple[Any, str], ...] = (
+    (bool, "true or false"),
+    (str, "a text"),
+    ((int, float), "a number"),
+)
+"""What a field may be, by its default."""
+
+
 def find(text: str) -> Course:
     """Return a course by its name, or read one from a TOML file.
 
@@ -46,7 +54,9 @@ def _read(content: Mapping[str, Any], path: Path) -> Course:
     known = [field.name for field in fields(AloneRecipe) if field.name not in (*OWN, *DERIVED)]
     for name in content:
         if name not in (*known, *OWN):
-            raise InvalidOption(f"recipe {path}: no field '{name}'; {did_you_mean(name, known)}")
+            hint = did_you_mean(name, (*known, *OWN))
+            raise InvalidOption(f"recipe {path}: no field '{name}'; {hint}")
+        _check_type(name, content[name], path)
     start = COURSES[base]
     values = {name: content[name] for name in known if name in content}
     if "augmentation" in values:
@@ -64,8 +74,22 @@ def _read(content: Mapping[str, Any], path: Path) -> Course:
         raise InvalidOption(f"recipe {path}: {error}") from None
 
 
+def _check_type(name: str, value: Any, path: Path) -> None:
+    """Refuse a text where a number belongs, and the other way round."""
+    if name in ("augmentation", "betas", *OWN):
+        return
+    default = getattr(COURSES["quick"].values, name)
+    kind, words = next(
+        (k, w) for k, w in KINDS if isinstance(0.0 if default is None else default, k)
+    )
+    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+        raise InvalidOption(f"recipe {path}: {name} {value!r}: {words} is needed")
+
+
 def _augmentation(values: Any, path: Path) -> dict[str, Any]:
     known = [field.name for field in fields(Augmentation)]
+    if not isinstance(values, Mapping):
+        raise InvalidOption(f"recipe {path}: augmentation {values!r}: a table is needed")
     for name in values:
         if name not in known:
             raise InvalidOption(

@@ -66,7 +66,7 @@ def course(name: str) -> Course:
         InvalidOption: if there is none; the closest is named.
     """
     if name not in COURSES:
-        raise InvalidOption(f"recipe '{name}' is not known: {did_you_mean(name, COURSES)}")
+        raise InvalidOption(f"no recipe '{name}'; {did_you_mean(name, COURSES)}")
     return COURSES[name]
 
 
