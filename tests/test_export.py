@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mixnas import exports, mixers
+from mixnas.arch import Architecture, Block, Stage, Stem
 from mixnas.data import Preprocessing
 from mixnas.errors import ExportMismatch, InvalidCheckpoint, InvalidOption
 from mixnas.exports.onnx_model import ONNX, Session
@@ -349,6 +350,16 @@ def test_int8_is_smaller_close_and_opens(made, tmp_path):
     products = [n for n in filters if n in nodes and nodes[n].op_type == "MatMul"]
     assert products
     assert not any("Quantize" in part for name in products for part in nodes[name].input)
+
+
+def test_int8_quarters_weights_of_any_size(tmp_path):
+    """Large weights too are constants of their products: torch's exporter folds small ones only."""
+    block = Block.of("identity", 4.0)
+    model = described(Architecture(Stem("conv8"), (Stage(192, (block, block)),)), side=32)
+    ONNX.write(tmp_path / "model.onnx", model.build(), model, {})
+    found = quantise(tmp_path / "model.onnx", [images(4, 32)], [(images(4, 32), torch.zeros(4))])
+    assert (found.layers, found.floats) == (10, 0)  # 3 of the stem, 3 a block, the classifier
+    assert found.bytes_after < 0.4 * found.bytes_before
 
 
 def test_int8_figures_are_of_these_images(made, tmp_path):

@@ -23,6 +23,9 @@ OPSET = 18
 DEFORMABLE = 20
 """Version for networks with deformable convolutions, which 19 brought."""
 
+FOLDED = 2**31
+"""Bytes or numbers of a constant that is computed while the graph is written, at most."""
+
 KEY = "mixnas"
 """Of the metadata, under which the description stands."""
 
@@ -81,7 +84,7 @@ class Onnx:
             InvalidOption: if onnx or onnxscript is not installed.
         """
         onnx = needed("onnx", "onnx")
-        needed("onnxscript", "onnx")
+        folding = needed("onnxscript.optimizer", "onnx")
         deformable = any(isinstance(module, DeformConv2d) for module in network.modules())
         with traced(network, model, "onnx"):
             program = torch.onnx.export(
@@ -95,7 +98,10 @@ class Onnx:
                 external_data=False,
                 verbose=False,
             )
-            graph = program.model_proto  # type: ignore[union-attr]
+            # By default only small constants fold; int8 wants every weight as the product has it.
+            assert program is not None
+            folding.optimize(program.model, input_size_limit=FOLDED, output_size_limit=FOLDED)
+            graph = program.model_proto
             told = metadata(model, facts) | {SPECTRAL: json.dumps(inside(graph, spectral(network)))}
             plain(graph)
             onnx.helper.set_model_props(graph, told)

@@ -161,9 +161,10 @@ def _counted(path: Path) -> tuple[int, int]:
     """Return how many layers with weights are int8, and how many are not."""
     graph = needed("onnx", "int8").load(path).graph
     constants = {tensor.name for tensor in graph.initializer}
-    integers = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}
-    layers = [
-        n for n in graph.node if n.op_type in OPERATORS and n.input[1] in constants | integers
-    ]
-    done = sum(node.input[1] in integers for node in layers)
-    return done, len(layers) - done
+    weights = {
+        node.output[0]
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants
+    }
+    seconds = [node.input[1] for node in graph.node if node.op_type in OPERATORS]
+    return sum(name in weights for name in seconds), sum(name in constants for name in seconds)
