@@ -226,12 +226,13 @@ def test_tasks_closed_early_leave_nothing_and_a_search_can_follow(toy, tmp_path)
         {"name": "quick"},
         *({"name": "long", "until": str(tmp_path / "never")} for _ in range(3)),
     ]
+    others = set(psutil.Process().children(recursive=True))
     answers = cluster.each(perform, tasks, workers=2)
     assert next(answers)[0] == 0
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
     assert _heard_by(family) == {"127.0.0.1"}  # nobody else on the network can reach it
     answers.close()
-    assert psutil.Process().children(recursive=True) == []
+    assert set(psutil.Process().children(recursive=True)) <= others
     assert list(cluster.each(perform, [], workers=2)) == []
     search = toy.search(tmp_path / "log", trials=10, population=5)
     cluster.evaluate(search, make_evaluator, workers=1, batch=5)
