@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 import mixnas
 from mixnas import data as datasets
 from mixnas import report, screen, zoo
-from mixnas.cli import main
 from mixnas.errors import BudgetUnreachable, InvalidOption, RunConflict
 from mixnas.jobs import entrants, one_mixer, scaling, timm_rivals
 from mixnas.jobs.compare import compare
@@ -445,17 +444,6 @@ def test_markdown_is_a_table():
 
 
 # The command
-
-
-@pytest.fixture
-def cli(capsys):
-    def call(*words):
-        with pytest.raises(SystemExit) as ended:
-            main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return ended.value.code, out, err
-
-    return call
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from mixnas.cli.application import app
-from mixnas.cli.options import RUN, TRAIN, Folder, Json, maybe, names, whole
+from mixnas.cli.options import RUN, TRAIN, Folder, Json, Quiet, maybe, names, whole
 from mixnas.cli.output import following, say, say_json, say_table
 from mixnas.errors import InvalidOption
 from mixnas.run import Run
@@ -84,9 +84,7 @@ def compare(
         bool,
         typer.Option("--markdown", help="Print the table in Markdown only.", rich_help_panel=RUN),
     ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Show no progress.", rich_help_panel=RUN)
-    ] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a run's winner and others of its cost from scratch, alike, and compare them.
 

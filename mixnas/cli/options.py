@@ -55,6 +55,15 @@ Classes = Annotated[
         rich_help_panel=FIND,
     ),
 ]
+Epochs = Annotated[
+    str | None,
+    typer.Option(
+        "--epochs",
+        metavar="N",
+        help="Passes over the training images. Default: the recipe's.",
+        rich_help_panel=TRAIN,
+    ),
+]
 Folder = Annotated[
     str,
     typer.Option(

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from mixnas.cli.application import app
-from mixnas.cli.options import RUN, TRAIN, Folder, Json, Quiet, maybe, number, whole
+from mixnas.cli.options import RUN, TRAIN, Epochs, Folder, Json, Quiet, maybe, number, whole
 from mixnas.cli.output import following, say_json, say_table
 from mixnas.run import Run
 
@@ -39,14 +39,7 @@ def retrain(
             rich_help_panel=TRAIN,
         ),
     ] = "quick",
-    epochs: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N",
-            help="Passes over the training images. Default: the recipe's.",
-            rich_help_panel=TRAIN,
-        ),
-    ] = None,
+    epochs: Epochs = None,
     batch: Annotated[
         str | None,
         typer.Option(

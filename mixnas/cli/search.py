@@ -12,10 +12,12 @@ from mixnas.cli.options import (
     TRAIN,
     Budget,
     Classes,
+    Epochs,
     Folder,
     Image,
     Json,
     Mixers,
+    Quiet,
     Space,
     budgets,
     maybe,
@@ -43,14 +45,7 @@ def search(
             rich_help_panel=TRAIN,
         ),
     ] = "digits",
-    epochs: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N",
-            help="Passes over the training images. Default: the recipe's.",
-            rich_help_panel=TRAIN,
-        ),
-    ] = None,
+    epochs: Epochs = None,
     batch: Annotated[
         str,
         typer.Option(metavar="N", help="Images in a training step.", rich_help_panel=TRAIN),
@@ -125,9 +120,7 @@ def search(
         ),
     ] = False,
     as_json: Json = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Show no progress.", rich_help_panel=RUN)
-    ] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a supernet, search it under a budget, name and save the winner.
 

@@ -17,8 +17,8 @@ from mixnas.jobs import retrained
 from mixnas.jobs.retrain_settings import words
 from mixnas.jobs.show import open_run
 from mixnas.jobs.subject import ZOO, Subject, resolve, searched
-from mixnas.jobs.weights import INHERITED
-from mixnas.model import Model, create, mismatch, read_weights
+from mixnas.jobs.weights import INHERITED, read
+from mixnas.model import Model, create, mismatch
 from mixnas.run import SETTINGS, Run
 
 CROP = 0.875
@@ -209,7 +209,7 @@ def _loose(
 def _weights(subject: Subject, path: Path | None, side: int) -> tuple[nn.Module, int]:
     """Build the network with a file's weights, or untrained; return it and its classes."""
     name = subject.source.get("zoo")
-    state = {} if path is None else _read(path)
+    state = {} if path is None else read(path)
     head = state.get("head.weight")  # (classes, features), in ours after an axis of groups
     classes = 1000 if head is None else head.shape[-2]
     with torch.random.fork_rng(devices=[]):
@@ -221,12 +221,6 @@ def _weights(subject: Subject, path: Path | None, side: int) -> tuple[nn.Module,
             raise InvalidCheckpoint(f"{path}: not weights of {subject.label} ({fault})")
         network.load_state_dict(state)
     return network, classes
-
-
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    if path.suffix == ".safetensors":
-        return read_weights(path)
-    return dict(zoo.checkpoint.read(path))
 
 
 def _resized(model: Model, network: nn.Module, image: int) -> tuple[Model, nn.Module]:

@@ -77,7 +77,7 @@ def begin(network: nn.Module, task: "Task") -> None:
     if init == SCRATCH:
         return
     path = run.file(INHERITED) if init == SUPERNET and run else Path(init)
-    state = _read(path)
+    state = read(path)
     own = network.state_dict()
     if not _same_head(state, own):
         state |= {key: value for key, value in own.items() if key.startswith(HEAD)}
@@ -96,12 +96,12 @@ def left_out(task: "Task") -> str:
         return ""
     with torch.device("meta"):
         own = task.model.build().state_dict()
-    if _same_head(_read(Path(init)), own):
+    if _same_head(read(Path(init)), own):
         return ""
     return f"{init} has a head for other classes: it is left out, and a new one is trained"
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read(path: Path) -> dict[str, Tensor]:
     """Read weights: safetensors, or tensors alone of PyTorch's own format."""
     if path.suffix == ".safetensors":
         return read_weights(path)
@@ -172,7 +172,7 @@ def _of_timm(task: "Task", name: str) -> tuple[nn.Module, Moments]:
 
 
 def _fill(network: nn.Module, path: Path, name: str) -> None:
-    state = _read(path)
+    state = read(path)
     if fault := mismatch(state, network.state_dict()):
         raise InvalidCheckpoint(
             f"{path}: not weights of timm's {name} with this data's classes ({fault}); give a file "
