@@ -115,30 +115,34 @@ def test_a_retraining_leaves_what_it_promises_and_reads_the_test_set_once(arch, 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_at_five_random_moments_the_weights_are_those_of_the_undisturbed(arch, tmp_path):
-    words = [arch, "--epochs", 14, "--recipe", recipe(tmp_path), "--name"]
-    began = time.monotonic()
-    code, _, err = finished(*words, "whole", cwd=tmp_path, every=0.2)
+    words = [arch, "--epochs", 40, "--recipe", recipe(tmp_path), "--name"]
+    code, _, err = finished(*words, "whole", cwd=tmp_path, every=0.1)
     assert code == 0, err
-    lasts = time.monotonic() - began
     rng = random.Random(3)
-    kills = 0
-    for _ in range(40):
-        running = process(*words, "killed", cwd=tmp_path, every=0.2)
-        try:
-            running.wait(timeout=rng.uniform(0.35, 0.9) * lasts if kills < 5 else 280)
-            break
-        except subprocess.TimeoutExpired:
-            running.send_signal(signal.SIGKILL)
-            running.communicate()
-            kills += 1
-    _, err = running.communicate()
-    assert (running.returncode, kills) == (0, 5), err
+    for kill in range(5):
+        running = process(*words, "killed", cwd=tmp_path, every=0.1)
+        wanted = rng.randint(6 * kill + 1, 6 * kill + 6)  # epochs on record
+        while epochs(tmp_path / "runs" / "killed") < wanted and running.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.2))
+        assert running.poll() is None, running.communicate()[1]
+        running.send_signal(signal.SIGKILL)
+        running.communicate()
+    code, _, err = finished(*words, "killed", cwd=tmp_path, every=0.1)
+    assert code == 0, err
+    assert "training goes on at step" in err
     whole, killed = (load_file(tmp_path / "runs" / n / "model.safetensors") for n in NAMES)
     assert whole.keys() == killed.keys()
     assert all(torch.equal(whole[key], killed[key]) for key in whole)
     tables = [pandas.read_csv(tmp_path / "runs" / n / "metrics.csv") for n in NAMES]
     same = ["epoch", "step", "lr", "loss", "val_loss", "val_accuracy"]
     pandas.testing.assert_frame_equal(tables[0][same], tables[1][same])
+
+
+def epochs(folder):
+    """Count the epochs that a training has on record."""
+    path = folder / "metrics.csv"
+    return len(path.read_text().splitlines()) - 1 if path.is_file() else 0
 
 
 NAMES = ("whole", "killed")
