@@ -191,3 +191,18 @@ def test_exports_that_are_not_there_or_damaged_are_one_line(tmp_path):
         with pytest.raises(RunConflict, match="damaged") as raised:
             report.exported(run)
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("init", "of", "told"),
+    [
+        ("scratch", None, "scratch"),
+        ("scratch", "a-search", "scratch; found by a-search"),
+        ("supernet", "a-search", "the supernet's weights of a-search"),
+        ("old.safetensors", None, "the weights of old.safetensors"),
+        ("old.safetensors", "a-search", "the weights of old.safetensors; found by a-search"),
+    ],
+)
+def test_it_says_what_the_training_began_from(run, init, of, told):
+    summary = run.read("summary.json") | {"init": init, "of": of}
+    assert dict(report.retrained_rows(summary))["began from"] == told

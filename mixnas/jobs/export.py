@@ -61,7 +61,7 @@ def export(
 
     Returns:
         run, folder, exports (the record by form: file, bytes, difference, agreement, images,
-        milliseconds, ...), next (the command that follows), again.
+        milliseconds, ...), report (its page), next (the command that follows).
 
     Raises:
         ExportMismatch: if a form does not compute what the network does; it is not kept.

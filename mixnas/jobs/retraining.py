@@ -263,7 +263,7 @@ def _data(settings: RetrainSettings, subject: Subject) -> tuple[Data, str]:
     seed = searched.get("seed", 0) if same else 0
     side = settings.resolution or (searched.get("resolution") if same else None)
     data = load(spec, seed=seed, image=side)
-    if same and settings.resolution is None:
+    if same:  # the fingerprint does not depend on the side
         fingerprint = searched.get("found", {}).get("data")
         if data.fingerprint != fingerprint:
             raise RunConflict(

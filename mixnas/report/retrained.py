@@ -170,7 +170,8 @@ def trained(summary: Mapping[str, Any]) -> str:
 def _beginning(summary: Mapping[str, Any]) -> str:
     if summary["init"] == "supernet":
         return f"the supernet's weights of {summary['of']}"
-    return f"scratch; found by {summary['of']}" if summary["of"] else "scratch"
+    began = "scratch" if summary["init"] == "scratch" else f"the weights of {summary['init']}"
+    return f"{began}; found by {summary['of']}" if summary["of"] else began
 
 
 def epoch_rows(curve: "pandas.DataFrame") -> Iterator[list[str]]:
