@@ -1,0 +1,1 @@
+"""Measuring on a device: under which conditions, by which runtime, with an honest stopwatch."""
