@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from mixnas import data, mixers
 from mixnas.cost import count
 from mixnas.cost.feasible import Feasible
-from mixnas.cost.latency import Stopwatch
 from mixnas.cost.table import CostTable, parse_all
 from mixnas.errors import MixnasError
 from mixnas.network import Network, build
 from mixnas.space import SearchSpace
+from mixnas.timing.conditions import Conditions
+from mixnas.timing.stopwatch import Stopwatch
 from mixnas.train.alone import AloneTrainer
 from mixnas.train.draws import Draws
 from mixnas.train.execution import Execution
@@ -75,11 +76,11 @@ def latency(device: torch.device) -> None:
     table = CostTable(count.flops, image=space.image, classes=space.classes)
     feasible = Feasible(space, parse_all(["99GFLOPs"]), {"flops": table})
     ends = [build(arch).eval() for arch in (feasible.least(), feasible.greatest())]
-    watch = Stopwatch(str(device))
+    watch = Stopwatch(Conditions.of(str(device)))
     for name, times in zip(
         ("least", "greatest"), watch.interleave(ends, (3, 224, 224)), strict=True
     ):
-        print(f"{name}: {times['median']:.2f} ms (lower quartile {times['lower']:.2f} ms)")
+        print(f"{name}: {times.median:.2f} ms (lower quartile {times.lower:.2f} ms)")
 
 
 WAYS: Mapping[str, Mapping[str, Any]] = {

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mixnas.folding import fuse as fuse
     from mixnas.jobs.compare import compare as compare
     from mixnas.jobs.export import export as export
+    from mixnas.jobs.measure import measure as measure
     from mixnas.jobs.predict import predict as predict
     from mixnas.jobs.retrain import retrain as retrain
     from mixnas.jobs.search import search as search
@@ -35,6 +36,7 @@ _HOMES = {
     "count_params": "mixnas.cost.count",
     "export": "mixnas.jobs.export",
     "fuse": "mixnas.folding",
+    "measure": "mixnas.jobs.measure",
     "predict": "mixnas.jobs.predict",
     "retrain": "mixnas.jobs.retrain",
     "search": "mixnas.jobs.search",

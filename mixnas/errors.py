@@ -40,6 +40,10 @@ class TableMissing(MixnasError):
     """A cost table has no entry for a part, or was made under other conditions."""
 
 
+class InvalidTable(MixnasError):
+    """A measured table's file does not say what a table must say, or says what cannot be."""
+
+
 class RunConflict(MixnasError):
     """A run folder that was made with other settings, or is in use."""
 
@@ -50,6 +54,10 @@ class DataError(MixnasError):
 
 class InvalidOption(MixnasError):
     """An option outside what is allowed (a number, a name, a device)."""
+
+
+class TooNoisy(MixnasError):
+    """A machine so busy, or so unsteady, that no true time can be read off it now."""
 
 
 class TrainingDiverged(MixnasError):

@@ -294,7 +294,8 @@ class Network(Intermediates):
         arch = self._arch(arch)
         x = self.begin(images, arch)
         for index in range(self.remaining(arch)):
-            x = self._through(x, index, arch)
+            for module, choice in self._passed(index, arch):
+                x = self._step(module, x, choice)  # a map is freed as soon as the next is there
         return self.finish(x, arch)
 
     def begin(self, images: Tensor, arch: Architecture | None = None) -> Tensor:
@@ -305,17 +306,20 @@ class Network(Intermediates):
 
     def advance(self, x: Tensor, index: int, size: Size) -> Tensor:
         """Compute a stage's map from the one before it."""
-        return self._through(x, index, self._arch(None))
-
-    def _through(self, x: Tensor, index: int, arch: Architecture) -> Tensor:
-        """Apply the merge before a stage, and its blocks."""
-        stage, stride = arch.stages[index], str(arch.stem.stride << index)
-        if index:
-            x = self.merges[stride](x, stage.width)
-        blocks = cast(nn.ModuleList, self.stages[stride])
-        for module, block in zip(blocks, stage.blocks, strict=False):
-            x = self.recomputed(module, x, block) if self.recomputed else module(x, block)
+        for module, choice in self._passed(index, self._arch(None)):
+            x = self._step(module, x, choice)
         return x
+
+    def _passed(self, index: int, arch: Architecture) -> list[tuple[nn.Module, Block | int]]:
+        """Return the merge before a stage, and its blocks, each with what it is told."""
+        stage, stride = arch.stages[index], str(arch.stem.stride << index)
+        blocks = cast(nn.ModuleList, self.stages[stride])
+        merge = [(self.merges[stride], stage.width)] if index else []
+        return [*merge, *zip(blocks, stage.blocks, strict=False)]
+
+    def _step(self, module: nn.Module, x: Tensor, choice: Block | int) -> Tensor:
+        again = self.recomputed if isinstance(choice, Block) else None
+        return again(module, x, choice) if again else cast(Tensor, module(x, choice))
 
     def finish(self, x: Tensor, arch: Architecture | None = None) -> Tensor:
         """Normalise the last stage's map."""

@@ -18,11 +18,12 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from mixnas.jobs.settings import Silent
+from mixnas.jobs.settings import Silent, duration
 
 UNITS = {
     "counting": "parts",
-    "latency": "parts",
+    "parts": "parts",
+    "networks": "networks",
     "training": "steps",
     "search": "architectures",
     "finalists": "networks",
@@ -209,12 +210,3 @@ def _figure(name: str, value: float | str) -> str:
     if isinstance(value, str):
         return value
     return f"{value:.1%}" if "accuracy" in name else f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """Return a time for people: ``45 s``, ``3 min 20 s``, ``2 h 5 min``, ``4 d 3 h``."""
-    whole = round(seconds)
-    for unit, size, below, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // part} {below}"
-    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"

@@ -304,7 +304,9 @@ def test_the_winner_is_retrained_exported_and_proved(shipped):
         assert exports[form]["difference"] < 1e-4
         assert exports[form]["agreement"] == 1
         assert exports[form]["images"] == 359
-        assert exports[form]["milliseconds"]["32"]["eager"]["median"] > 0
+        timed = exports[form]["milliseconds"]  # none where the machine was too busy
+        assert set(timed) <= {"1", "32"}
+        assert all(times["eager"]["median"] > 0 for times in timed.values())
     shown = call(shipped, "show", "run", "--json")
     assert json.loads(shown.stdout)["retrainings"][0]["top1"] == summary["top1"]
 

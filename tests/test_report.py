@@ -11,6 +11,7 @@ from PIL import Image
 
 from mixnas import report
 from mixnas.arch import Architecture
+from mixnas.cost.limit import Limit, column, in_column
 from mixnas.errors import RunConflict
 from mixnas.run import Run
 
@@ -79,16 +80,21 @@ def test_figures_without_a_training_curve(tmp_path):
     report.html(run)
 
 
-@pytest.mark.parametrize("budget", ["3MFLOPs", "1-3MFLOPs", "100Kparams", "30ms"])
+@pytest.mark.parametrize(
+    "budget",
+    ["3MFLOPs", "1-3MFLOPs", "100Kparams", "30ms", "5mJ@cuda:1", "80MB", "20ms@table:a$b$"],
+)
 def test_the_front_is_drawn_over_the_first_budget(tmp_path, budget):
     run = finished(tmp_path, settings=with_budget(budget))
-    from mixnas.cost.limit import Limit
-
     limit = Limit.parse(budget)
+    table = run.read("trials.csv").rename(columns={"latency_ms": column(limit.cost)})
+    run.write("trials.csv", table)
     figure = report.front_figure(run)
-    label, _, per_limit = report.AXES[limit.cost]
+    label, divisor = report.AXES[limit.kind]
+    per_limit = divisor * limit.high / in_column(limit.cost, limit.high)
     axes = figure.axes[0]
-    assert axes.get_xlabel() == label
+    assert axes.get_xlabel().startswith(label)
+    assert limit.where.replace("$", r"\$") in axes.get_xlabel()
     lines = [line.get_xdata() for line in axes.lines if line.get_linestyle() == "--"]
     ends = [end / per_limit for end in (limit.low, limit.high) if end]
     assert [line[0] for line in lines] == pytest.approx(ends)
@@ -191,6 +197,10 @@ def test_stage_rows_describe_every_block(run):
         ("10Mparams", {"params": 2_500_000}, "25.0% used"),
         ("40ms", {"latency_ms": {"median": 10.0, "lower": 9.0, "upper": 11.0}}, "25.0% used"),
         ("40ms", {"latency_ms": 30.0}, "75.0% used"),
+        ("40ms@cuda", {"latency_ms": 30.0, "latency_ms@cuda": 10.0}, "25.0% used"),
+        ("40ms@table:a.csv", {"latency_ms": 30.0, "latency_ms@table:a.csv": None}, "not measured"),
+        ("200MB", {"memory_mb": 50.0}, "25.0% used"),
+        ("2mJ", {"energy_mj": {"median": 1.5, "lower": 1.5, "upper": 1.5}}, "75.0% used"),
         ("40ms", {"flops": 1}, "not measured"),
     ],
 )
@@ -205,3 +215,37 @@ def test_latency_in_words():
     assert report.latency({"median": 1.25, "lower": 1.2, "upper": 1.3}) == (
         "1.25 ms (quartiles 1.2 ms to 1.3 ms)"
     )
+
+
+def test_every_limited_cost_has_its_column():
+    points = [
+        {"number": 1, "accuracy": 0.5, "loss": 1.0, "flops": 10**6, "params": 1000}
+        | {"latency_ms@cpu": 12.5, "latency_ms@cuda:1": None, "memory_mb": 0.25, "stem": "conv8"},
+        {"number": 2, "accuracy": 0.5, "loss": 1.0, "flops": 10**6, "params": 1000}
+        | {"latency_ms@cpu": 11.0, "latency_ms@cuda:1": 2.0, "memory_mb": 0.5, "stem": "conv8"},
+    ]
+    costs = report.further(points)
+    assert costs == ["latency@cpu", "memory", "latency@cuda:1"]
+    assert report.point_heads(points)[5:] == ["latency cpu", "memory", "latency cuda:1"]
+    assert report.point_cells(points[0], 1, costs)[5:] == ["12.5 ms", "250 KB", "-"]
+    assert report.point_cells(points[1], 1, costs)[5:] == ["11 ms", "500 KB", "2 ms"]
+
+
+def test_a_winner_is_told_as_measured_predicted_and_computed(run):
+    summary = run.read("summary.json")
+    spans = {"lower": 9.0, "median": 10.0, "upper": 12.0}
+    summary["winner"] |= {
+        "latency_ms@cuda": spans,
+        "predicted": {"latency_ms@cuda": {"value": 10.5, "low": 9.5, "high": 11.0}},
+        "memory_mb": 3.0,
+        "memory_mb_measured": 3.2,
+    }
+    summary["budget"] = ["12ms@cuda", "4MB"]
+    told = dict(report.winner_rows(summary))
+    assert told["latency cuda"] == (
+        "10 ms (quartiles 9 ms to 12 ms), measured whole; predicted 10.5 ms (9.5 ms to 11 ms)"
+    )
+    assert told["latency"].endswith("measured whole")
+    assert told["memory"] == "3 MB computed, 3.2 MB measured"
+    assert told["of 12ms@cuda"] == "83.3% used"
+    assert told["of 4MB"] == "75.0% used"

@@ -6,7 +6,19 @@ to the standard output, progress to the standard error.
 """
 
 # Help lists the commands in this order.
-from mixnas.cli import search, show, retrain, export, predict, compare, runs, mixers, spaces, zoo  # noqa: F401, I001
+from mixnas.cli import (  # noqa: F401, I001
+    search,
+    show,
+    retrain,
+    export,
+    predict,
+    compare,
+    measure,
+    runs,
+    mixers,
+    spaces,
+    zoo,
+)
 from mixnas.cli.application import app, main
 
 __all__ = ["app", "main"]

@@ -2,7 +2,8 @@
 
 It counts them, draws uniformly among them (some genes given, if wanted), and finds the cheapest,
 the dearest and the nearest. The programme runs over the tightest limit's cost; further limits take
-out of the space what can never meet them, and reject the rest, a bounded number of times.
+out of the space what can never meet them, and reject the rest, a bounded number of times. So does
+peak memory, which is not a sum: see `mixnas.cost.bottleneck`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,12 @@ import numpy as np
 
 from mixnas.arch import Architecture
 from mixnas.cost.bins import Counts
+from mixnas.cost.bottleneck import Bottleneck
 from mixnas.cost.graph import Graph
 from mixnas.cost.limit import Limit
 from mixnas.cost.nearest import Nearest, changes
 from mixnas.cost.programme import FINE, Programme
-from mixnas.cost.table import CostTable
+from mixnas.cost.table import Additive, Peaking
 from mixnas.errors import BudgetUnreachable, InvalidOption
 from mixnas.space import SearchSpace
 
@@ -50,7 +52,10 @@ class Feasible:
     """
 
     def __init__(
-        self, space: SearchSpace, limits: Sequence[Limit], tables: Mapping[str, CostTable]
+        self,
+        space: SearchSpace,
+        limits: Sequence[Limit],
+        tables: Mapping[str, Additive | Peaking],
     ) -> None:
         for limit in limits:
             if limit.cost not in tables:
@@ -60,16 +65,14 @@ class Feasible:
         self.tables = {limit.cost: tables[limit.cost] for limit in limits}
         self.drawn = 0
         self.accepted = 0
-        self._graph = Graph(space)
-        self._programmes = [
-            Programme(self._graph, limit, self.tables[limit.cost].segment) for limit in limits
-        ] or [Programme(self._graph, Limit("flops", 0, 0), lambda _: 0)]
+        self._graph, self._programmes = _programmes(space, self.limits, self.tables)
         for programme in self._programmes:
             if reason := programme.unreachable(space.name):
                 raise BudgetUnreachable(reason)
         if len(self._programmes) > 1:  # rejection is the less, the tighter the limit that leads
             self._programmes.sort(key=lambda programme: programme.bounds()[1])
         self._main = self._programmes[0]
+        self._checked = self._programmes if self._main.slack else self._programmes[1:]
         self._allowed = np.logical_and.reduce([each.useful for each in self._programmes])
         self._counts: dict[int, Counts] = {}
         self._last: tuple[object, Counts] | None = None
@@ -81,8 +84,8 @@ class Feasible:
 
     @property
     def exact(self) -> bool:
-        """Whether `count` is exact: one limit at most, and few distinct costs."""
-        return len(self._programmes) == 1 and self._main.exact is not None
+        """Whether `count` is exact: one limit at most, of a sum, and few distinct costs."""
+        return not self._checked and self._main.exact is not None
 
     def count(self) -> int:
         """Count the feasible architectures: exactly if `exact`, else as an estimate.
@@ -92,7 +95,7 @@ class Feasible:
         """
         exact = self._main.exact
         first = self._main.estimate() if exact is None else sum(exact[0].values())
-        if len(self._programmes) == 1:
+        if not self._checked:
             return first
         rng, counts = Random(0), self._counted(FINE, {})
         window = self._main.window(counts, self._main.low, self._main.high)
@@ -108,13 +111,13 @@ class Feasible:
         if self.exact:
             return self.count(), self.count()
         low, high = self._main.bounds()
-        return (low if len(self._programmes) == 1 else 0), high
+        return (0 if self._checked else low), high
 
     def window(self) -> tuple[int, int]:
         """Return the costs of `least` and `greatest`, in the tightest limit's unit."""
         return (
-            self._main.cost_of(self._extreme(greatest=False)),
-            self._main.cost_of(self._extreme(greatest=True)),
+            self._main.value(self._extreme(greatest=False)),
+            self._main.value(self._extreme(greatest=True)),
         )
 
     def __contains__(self, arch: Architecture) -> bool:
@@ -165,7 +168,7 @@ class Feasible:
         )
         for number in range(len(genes) + 1):
             finder.extend()
-            for path in finder.paths(number, self._main.low, self._main.high, STEPS):
+            for path in finder.paths(number, self._main.floor, self._main.high, STEPS):
                 if self._others(path):
                     return self._graph.architecture(path)
         return self.sample(rng or Random(0))
@@ -210,9 +213,9 @@ class Feasible:
             if path is None:
                 raise BudgetUnreachable(self._none(given, least, most, None))
             self.drawn += 1
-            if not least <= main.cost_of(path) <= most:
+            if not least - main.slack <= main.cost_of(path) <= most:
                 outside += 1
-            elif self._others(path):
+            elif least <= main.value(path) <= most and self._others(path):
                 self.accepted += 1
                 return self._graph.architecture(path)
         raise BudgetUnreachable(self._none(given, least, most, outside))
@@ -233,11 +236,11 @@ class Feasible:
         return self._main.low, self._main.high
 
     def _first(self, path: list[int]) -> bool:
-        return self._main.low <= self._main.cost_of(path) <= self._main.high
+        return self._main.floor <= self._main.cost_of(path) <= self._main.high
 
     def _others(self, path: list[int]) -> bool:
-        """Say whether a path lies within every limit but the tightest."""
-        return all(p.low <= p.cost_of(path) <= p.high for p in self._programmes[1:])
+        """Say whether a path lies within every limit that the programme does not hold itself."""
+        return all(programme.keeps(path) for programme in self._checked)
 
     def _extreme(self, *, greatest: bool) -> list[int]:
         path = self._main.extreme(self._others, self._allowed, greatest=greatest)
@@ -256,6 +259,26 @@ class Feasible:
             allowed = self._allowed & self._graph.given(given)
             self._last = key, Counts(self._main.bins(bins), allowed)
         return self._last[1]
+
+
+def _programmes(
+    space: SearchSpace, limits: Sequence[Limit], tables: Mapping[str, Additive | Peaking]
+) -> tuple[Graph, list[Programme]]:
+    """Return the graph of a space, split if peaks are limited, and each limit's programme on it."""
+    graph = Graph(space)
+    found: list[Programme] = []
+    for limit in limits:
+        table = tables[limit.cost]
+        if isinstance(table, Peaking):
+            weights, peaks = graph.measure(table.weights), graph.measure(table.peak)
+            found.append(Bottleneck(graph, limit, weights, peaks))
+            graph = found[0].graph
+    for limit in limits:
+        table = tables[limit.cost]
+        if not isinstance(table, Peaking):
+            found.append(Programme(graph, limit, graph.measure(table.segment)))
+    everything = Programme(graph, Limit("flops", 0, 0), graph.measure(lambda _: 0))
+    return graph, found or [everything]
 
 
 def _fineness(outside: int, width: float, given: bool) -> int:

@@ -39,6 +39,11 @@ class Edge:
 class Graph:
     """The layered graph of a space.
 
+    Args:
+        space: the search space.
+        edges: all edges, if they are others than the space's own; nodes are numbered in
+            topological order from the start, 0, and the last one is the end.
+
     Attributes:
         edges: sorted by their start.
         end: each edge's end node, as an array.
@@ -46,14 +51,11 @@ class Graph:
         nodes: how many nodes there are; node 0 is the start, the last one the end.
     """
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, space: SearchSpace, edges: Sequence[Edge] | None = None) -> None:
         self.space = space
-        number: dict[Any, int] = {}
-        for node in _nodes(space):
-            number[node] = len(number)
-        steps = [Edge(number[a], number[b], s, genes) for a, b, s, genes in _steps(space)]
+        steps = _edges(space) if edges is None else edges
         self.edges = sorted(steps, key=lambda edge: edge.start)
-        self.nodes = len(number)
+        self.nodes = 1 + max(edge.end for edge in self.edges)
         self.start = np.array([edge.start for edge in self.edges])
         self.end = np.array([edge.end for edge in self.edges])
         self.first = np.searchsorted(self.start, np.arange(self.nodes + 1))
@@ -130,6 +132,11 @@ class Graph:
                 seen.setdefault(key, set()).add(value)
         genes = self.space.genes.items()
         return {k: tuple(v for v in choices if v in seen[k]) for k, choices in genes if k in seen}
+
+
+def _edges(space: SearchSpace) -> list[Edge]:
+    number = {node: index for index, node in enumerate(_nodes(space))}
+    return [Edge(number[a], number[b], s, genes) for a, b, s, genes in _steps(space)]
 
 
 def _nodes(space: SearchSpace) -> Iterator[Any]:

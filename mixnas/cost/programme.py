@@ -7,9 +7,8 @@ from random import Random
 import numpy as np
 
 from mixnas.cost.bins import Bins, Counts, reduce, sums, useful
-from mixnas.cost.graph import NEVER, Graph, Mask
+from mixnas.cost.graph import NEVER, Graph, Integers, Mask
 from mixnas.cost.limit import Limit, describe
-from mixnas.network import Segment
 
 FINE = 8192
 """Bins of what is computed once."""
@@ -27,21 +26,23 @@ class Programme:
     Args:
         graph: the space's graph.
         limit: the window of the cost.
-        measure: the cost of a segment.
+        cost: each edge's cost.
 
     Attributes:
-        cost: each edge's cost.
         reduced: each edge's reduced cost (see `mixnas.cost.bins`).
         least: cost of the cheapest path of all.
         greatest: cost of the dearest path of all.
         low: least cost within the limit, no less than `least`.
         high: greatest cost within the limit, no more than `greatest`.
+        slack: by how much a path's value may be above its cost: 0 where costs add up.
     """
 
-    def __init__(self, graph: Graph, limit: Limit, measure: Callable[[Segment], int]) -> None:
+    slack = 0
+
+    def __init__(self, graph: Graph, limit: Limit, cost: Integers) -> None:
         self.graph = graph
         self.limit = limit
-        self.cost = graph.measure(measure)
+        self.cost = cost
         self.least, self.reduced = reduce(graph, self.cost)
         self._dear = np.where(self.reduced < NEVER, self.cost, -NEVER)
         self.greatest = int(graph.onward(self._dear, greatest=True)[0])
@@ -58,12 +59,25 @@ class Programme:
         return self._bins[key]
 
     def window(self, counts: Counts, low: int, high: int) -> tuple[int, int]:
-        """Return the bins of every path between two costs."""
-        return counts.bins.window(low - self.least, high - self.least)
+        """Return the bins of every path between two values."""
+        return counts.bins.window(low - self.slack - self.least, high - self.least)
 
     def cost_of(self, path: list[int]) -> int:
         """Return the cost of a path."""
         return int(self.cost[path].sum())
+
+    def value(self, path: list[int]) -> int:
+        """Return what is limited of a path: its cost."""
+        return self.cost_of(path)
+
+    def keeps(self, path: list[int]) -> bool:
+        """Say whether a path lies within the limit."""
+        return self.low <= self.value(path) <= self.high
+
+    @property
+    def floor(self) -> int:
+        """The least cost of a path that may lie within the limit."""
+        return max(self.low - self.slack, self.least)
 
     @cached_property
     def everything(self) -> Mask:
@@ -78,9 +92,9 @@ class Programme:
     @cached_property
     def exact(self) -> list[dict[int, int]] | None:
         """The ways on from each node by their exact reduced costs, where they are few enough."""
-        if (self.low, self.high) == (self.least, self.greatest):  # all paths: costs do not matter
+        if (self.floor, self.high) == (self.least, self.greatest):  # all paths: costs do not matter
             return sums(self.graph, np.zeros_like(self.cost), self.everything, 0, 0, WORK)
-        low, high = self.low - self.least, self.high - self.least
+        low, high = self.floor - self.least, self.high - self.least
         return sums(self.graph, self.reduced, self.useful, low, high, WORK)
 
     @cached_property
@@ -91,7 +105,7 @@ class Programme:
         mask: Mask = before[start] + self.cost + onward[end] <= self.high
         before = graph.backward(self._dear, greatest=True)
         onward = graph.onward(self._dear, greatest=True)
-        mask &= before[start] + self.cost + onward[end] >= self.low
+        mask &= before[start] + self.cost + onward[end] >= self.floor
         if self.two_sided:
             mask &= useful(self.counts, *self.window(self.counts, self.low, self.high))
         return mask
@@ -99,7 +113,7 @@ class Programme:
     @property
     def two_sided(self) -> bool:
         """Whether both ends of the limit cut something off."""
-        return self.least < self.low <= self.high < self.greatest
+        return self.least < self.floor <= self.high < self.greatest
 
     def unreachable(self, name: str) -> str | None:
         """Return why no architecture can lie within the limit, or None if one may.
@@ -108,17 +122,23 @@ class Programme:
             name: the space's.
         """
         limit = self.limit
-        if self.least > limit.high:
+        cheapest, dearest = self.extremes
+        if cheapest > limit.high:
             return (
                 f"budget {limit}: the cheapest architecture of '{name}' needs "
-                f"{self._say(self.least, 'up')}; raise the budget or widen the space"
+                f"{self._say(cheapest, 'up')}; raise the budget or widen the space"
             )
-        if self.greatest < limit.low:
+        if dearest < limit.low:
             return (
                 f"budget {limit}: the dearest architecture of '{name}' needs only "
-                f"{self._say(self.greatest, 'down')}; lower the budget or widen the space"
+                f"{self._say(dearest, 'down')}; lower the budget or widen the space"
             )
         return self._gap(name) if self.two_sided and self._empty() else None
+
+    @property
+    def extremes(self) -> tuple[int, int]:
+        """The least and the greatest value of all paths."""
+        return self.least, self.greatest
 
     def _empty(self) -> bool:
         """Say whether it is certain that no path lies in the window."""
@@ -129,13 +149,12 @@ class Programme:
 
     def _gap(self, name: str) -> str:
         limit = self.limit
-        segments = dict(zip((e.segment for e in self.graph.edges), self.cost.tolist(), strict=True))
         near = []
         for low, high, greatest in (
             (0, limit.low - 1, True),
             (limit.high + 1, self.greatest, False),
         ):
-            side = Programme(self.graph, Limit(limit.cost, low, high), segments.__getitem__)
+            side = Programme(self.graph, Limit(limit.cost, low, high), self.cost)
             path = side.extreme(lambda _: True, side.everything, greatest=greatest)
             if path is not None:
                 near.append(self._say(self.cost_of(path), "down" if greatest else "up"))
@@ -160,7 +179,7 @@ class Programme:
         """Return about how many paths lie within the limit: costs go to the nearest bin."""
         counts = Counts(self.bins(FINE, "nearest"), self.everything)
         step = counts.bins.step
-        first, last = -(-(self.low - self.least) // step), (self.high - self.least) // step
+        first, last = -(-(self.floor - self.least) // step), (self.high - self.least) // step
         low, high = self.bounds()
         return min(max(int(counts.totals[max(first, 0) : last + 1].sum()), low), high)
 
@@ -210,7 +229,7 @@ class Programme:
                 path = counts.draw(rng, bin_, bin_)
                 cost = self.cost_of(path) if path else -1
                 better = not best or (cost > best[0]) == greatest
-                if path and self.low <= cost <= self.high and better and accept(path):
+                if path and self.floor <= cost <= self.high and better and accept(path):
                     best = cost, path
         return best[1] if best else None
 

@@ -6,7 +6,7 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from mixnas.arch import Architecture
 from mixnas.cost.limit import Limit, describe, parse_all
@@ -14,11 +14,39 @@ from mixnas.errors import TableMissing
 from mixnas.network import Part, Segment, parts, walk
 from mixnas.storage import write
 
-__all__ = ["CostTable", "Limit", "Measure", "describe", "parse_all"]
+__all__ = ["Additive", "CostTable", "Limit", "Measure", "Peaking", "describe", "parse_all"]
 
 Measure = Callable[[Part], int]
 
 FORMAT = 1
+
+
+class Additive(Protocol):
+    """A table of a cost that is a sum over segments: `CostTable`, a calibrated predictor."""
+
+    cost: str
+
+    def __call__(self, arch: Architecture) -> int:
+        """Return an architecture's cost."""
+
+    def segment(self, segment: Segment) -> int:
+        """Return what a segment adds."""
+
+
+@runtime_checkable
+class Peaking(Protocol):
+    """A table of a cost that is a sum and a maximum over segments: `memory.PeakMemory`."""
+
+    cost: str
+
+    def __call__(self, arch: Architecture) -> int:
+        """Return an architecture's cost."""
+
+    def weights(self, segment: Segment) -> int:
+        """Return what a segment adds to the sum."""
+
+    def peak(self, segment: Segment) -> int:
+        """Return a segment's part in the maximum."""
 
 
 class CostTable:

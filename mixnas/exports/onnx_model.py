@@ -40,20 +40,21 @@ QUIET = 4
 
 
 class Session(nn.Module):
-    """An ONNX Runtime session as a module, on as many threads as torch has now.
+    """An ONNX Runtime session as a module.
 
     Args:
         data: the model's bytes.
+        threads: of the session, by default as many as torch has now.
 
     Raises:
         Exception: whatever ONNX Runtime raises if they are no model.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, threads: int | None = None) -> None:
         super().__init__()
         runtime = needed("onnxruntime", "onnx")
         options = runtime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
         options.log_severity_level = QUIET
         # Threads that spin while they wait would slow what else runs: eager PyTorch in a timing.
         options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -83,33 +84,7 @@ class Onnx:
             ExportMismatch: if an operator has no ONNX form; it is named.
             InvalidOption: if onnx or onnxscript is not installed.
         """
-        onnx = needed("onnx", "onnx")
-        folding = needed("onnxscript.optimizer", "onnx")
-        deformable = any(isinstance(module, DeformConv2d) for module in network.modules())
-        with traced(network, model, "onnx"):
-            program = torch.onnx.export(
-                network,
-                (sample(model),),
-                dynamo=True,
-                opset_version=DEFORMABLE if deformable else OPSET,
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_shapes=({0: BATCH},),
-                external_data=False,
-                verbose=False,
-            )
-            # By default only small constants fold; int8 wants every weight as the product has it.
-            assert program is not None
-            folding.optimize(program.model, input_size_limit=FOLDED, output_size_limit=FOLDED)
-            graph = program.model_proto
-            told = metadata(model, facts) | {SPECTRAL: json.dumps(inside(graph, spectral(network)))}
-            plain(graph)
-            onnx.helper.set_model_props(graph, told)
-            graph.graph.name = model.name
-            onnx.checker.check_model(graph, full_check=True)
-            # Where the open batch fails, torch's exporter falls back to a fixed one.
-            if not graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
-                raise ValueError("it computes with the number of images as a constant")
+        graph = graph_of(network, sample(model), model.name, told=metadata(model, facts))
         storage.write(path, graph.SerializeToString())
 
     def holds(self, path: Path) -> bool:
@@ -142,6 +117,60 @@ class Onnx:
                 f"{side} to {classes} classes; export it again"
             )
         return Exported(model, network)
+
+
+def graph_of(
+    network: nn.Module,
+    example: Tensor,
+    name: str,
+    *,
+    told: Mapping[str, str] | None = None,
+    cure: str = "choose another form",
+) -> Any:
+    """Write a network, or a part of one, as an ONNX graph with an open batch and weights inside.
+
+    Args:
+        network: in evaluation mode, float32, on the CPU.
+        example: an input of two images or more, since a graph of one would stay at one.
+        name: of the graph, and in errors.
+        told: the graph's metadata; `SPECTRAL` is added.
+        cure: what the user can do if there is no such graph.
+
+    Returns:
+        An ``onnx.ModelProto`` with the input ``images`` and the output ``logits``.
+
+    Raises:
+        ExportMismatch: if an operator has no ONNX form; it is named.
+        InvalidOption: if onnx or onnxscript is not installed, or the network is in training mode.
+    """
+    onnx = needed("onnx", "onnx")
+    folding = needed("onnxscript.optimizer", "onnx")
+    deformable = any(isinstance(module, DeformConv2d) for module in network.modules())
+    with traced(network, name, "onnx", cure):
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            opset_version=DEFORMABLE if deformable else OPSET,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: BATCH},),
+            external_data=False,
+            verbose=False,
+        )
+        # By default only small constants fold; int8 wants every weight as the product has it.
+        assert program is not None
+        folding.optimize(program.model, input_size_limit=FOLDED, output_size_limit=FOLDED)
+        graph = program.model_proto
+        nodes = json.dumps(inside(graph, spectral(network)))
+        plain(graph)
+        onnx.helper.set_model_props(graph, {**(told or {}), SPECTRAL: nodes})
+        graph.graph.name = name
+        onnx.checker.check_model(graph, full_check=True)
+        # Where the open batch fails, torch's exporter falls back to a fixed one.
+        if not graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+            raise ValueError("it computes with the number of images as a constant")
+    return graph
 
 
 def metadata(model: Model, facts: Mapping[str, Any]) -> dict[str, str]:

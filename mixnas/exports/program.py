@@ -48,7 +48,7 @@ class Pt2:
                 `load` would refuse.
         """
         example = sample(model)
-        with traced(network, model, "pt2"):
+        with traced(network, model.name, "pt2"):
             program = torch.export.export(network, (example,), dynamic_shapes=({0: BATCH},))
             plain(program)
             # One number that poses as the example images: they need not be shipped.

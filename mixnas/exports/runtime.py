@@ -52,8 +52,16 @@ def sample(model: Model, images: int = 2) -> Tensor:
 
 
 @contextmanager
-def traced(network: nn.Module, model: Model, form: str) -> Iterator[None]:
-    """Name the operator that a graph cannot hold, whatever the exporter raises.
+def traced(
+    network: nn.Module, name: str, form: str, cure: str = "choose another form"
+) -> Iterator[None]:
+    """Name the network and the operator that a graph cannot hold, whatever the exporter raises.
+
+    Args:
+        network: to be traced.
+        name: its name, for the message.
+        form: the graph's, for the message.
+        cure: what the user can do.
 
     Raises:
         ExportMismatch: if the block fails.
@@ -65,8 +73,7 @@ def traced(network: nn.Module, model: Model, form: str) -> Iterator[None]:
             yield
     except Exception as error:  # exporters raise whatever their passes do
         raise ExportMismatch(
-            f"{form}: {model.name} cannot be written as such a graph ({culprit(error)}); "
-            "choose another form"
+            f"{form}: {name} cannot be written as such a graph ({culprit(error)}); {cure}"
         ) from error
 
 

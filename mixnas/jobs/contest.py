@@ -13,15 +13,16 @@ import torch
 
 from mixnas import cluster, report
 from mixnas.arch import Architecture
-from mixnas.cost.latency import Stopwatch
-from mixnas.errors import MixnasError
+from mixnas.errors import MixnasError, TooNoisy
 from mixnas.evaluate import Failure
 from mixnas.jobs.entrants import Entrant, Maker, create, described
-from mixnas.jobs.problem import Problem, duration
-from mixnas.jobs.settings import Listener
+from mixnas.jobs.measuring import stopwatch
+from mixnas.jobs.problem import Problem
+from mixnas.jobs.settings import Listener, duration
 from mixnas.jobs.standings import sentence, sound, standings
 from mixnas.jobs.trainings import train, trainer
 from mixnas.run import Run
+from mixnas.timing.conditions import Conditions
 from mixnas.train.recipe import AloneRecipe
 
 ENTRANTS, RESULTS, PACE, TIMES = "entrants.json", "trainings", "pace.json", "latency.json"
@@ -283,13 +284,17 @@ class Contest:
         if not trained <= set(times) or not kept.file(TIMES).is_file():
             self.listener.stage("timing", len(timed))
             space = self.problem.space
-            watch = Stopwatch(str(self.problem.device))
+            conditions = Conditions.of(str(self.problem.device))
             sizes = {"classes": space.classes, "image": space.image}
             with torch.random.fork_rng(devices=[]):
                 networks = [create(entrant.source, **sizes) for entrant in timed]
-            spans = watch.interleave(networks, (3, space.image, space.image))
-            times = {entrant.key: span for entrant, span in zip(timed, spans, strict=True)}
-            kept.write(TIMES, {"format": 1, "conditions": watch.conditions, "latency": times})
+            try:
+                spans = stopwatch(conditions).interleave(networks, (3, space.image, space.image))
+                times = {e.key: span.to_dict() for e, span in zip(timed, spans, strict=True)}
+                told = {"format": 1, "conditions": conditions.to_dict(), "latency": times}
+                kept.write(TIMES, told)
+            except TooNoisy as error:
+                self.listener.note(f"no latency is told: {error}")
             self.listener.advance(len(timed))
             self.listener.end()
         return dict(times)
@@ -322,7 +327,7 @@ class Contest:
                 "recipe": asdict(self.recipe),
                 "rows": rows,
                 "absent": dict(plan.absent),
-                "conditions": kept.read(TIMES)["conditions"],
+                "conditions": kept.read(TIMES)["conditions"] if times else {},
             },
         )
         report.compared_figure(kept)

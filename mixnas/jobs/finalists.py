@@ -1,12 +1,14 @@
-"""The last stage of a search: the best are judged afresh and timed whole, and one is named.
+"""The last stage of a search: the best are judged afresh and measured whole, and one is named.
 
 Finalists are scored again with fresh batch-norm statistics on the images that rank, which
 chooses the winner; how good it is is read off other images, so that luck is not sold as skill.
+Where none keeps a measured limit, the search goes on within a tighter one.
 """
 
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import pandas
@@ -18,57 +20,155 @@ from mixnas.arch import Architecture
 from mixnas.asktell import Trial
 from mixnas.asktell import trial as trials_module
 from mixnas.cost import count
-from mixnas.cost.latency import Stopwatch
+from mixnas.cost.feasible import Feasible
+from mixnas.cost.limit import Limit, column, in_column
 from mixnas.cost.table import CostTable
+from mixnas.errors import BudgetUnreachable
 from mixnas.evaluate import Score, SupernetEvaluator, score
 from mixnas.jobs.problem import Plan, Problem
 from mixnas.jobs.settings import Listener
-from mixnas.jobs.stages import supernet
-from mixnas.network import build
+from mixnas.jobs.stages import Round, search_supernet, supernet
+from mixnas.jobs.whole import excess, tightened, whole
 from mixnas.run import Run
 
 FINALISTS = 8
+ROUNDS = 4
+"""How often finalists are measured at most, within ever tighter limits."""
+
+MORE = 4
+"""A further round evaluates one in so many of the first round's trials."""
+
+FINALISTS_FILE = "finalists.json"
 PRODUCTS = ("trials.csv", "front.json", "best.json", "best.safetensors", "summary.json")
 """What the stage leaves; what is missing of it is made again."""
 
 
 def name_winner(
-    problem: Problem, plan: Plan, run: Run, trials: Sequence[Trial], listener: Listener
+    problem: Problem,
+    plan: Plan,
+    run: Run,
+    trials: Sequence[Trial],
+    workers: int,
+    listener: Listener,
 ) -> None:
-    """Judge the best again, time them whole, name the winner, write what was found."""
+    """Judge the best again, measure them whole, name the winner, write what was found."""
     if run.done("finalists") and all(run.file(name).exists() for name in PRODUCTS):
         return
     began = time.perf_counter()
-    complete = sorted((t for t in trials if t.score), key=lambda t: (t.loss, t.number))
-    chosen = complete[:FINALISTS]
-    listener.stage("finalists", len(chosen) + 1)
-    evaluator = problem.evaluator(supernet(problem, run), fresh=True)
-    report_batches = list(problem.data.batches("report", batch=256))
-    found = []
-    for trial in chosen:
-        found.append(_judge(trial, evaluator, report_batches, problem))
-        listener.advance(1)
-    _add_latency(found, chosen, problem)
-    listener.advance(1)
-    winner = min(found, key=lambda f: (_excess(f, problem), f["rank"]["loss"], f["number"]))
-    if _excess(winner, problem):
-        listener.note(
-            "no finalist keeps the latency limit when it is timed whole; the nearest is named"
-        )
-    _write(problem, plan, run, trials, found, winner, evaluator)
+    contest = _Contest(problem, run, workers, listener)
+    limits = problem.limits
+    for number in range(ROUNDS):
+        if number:
+            trials = [*trials, *contest.further(number, limits, trials)]
+        if not contest.judge(trials, limits) or contest.kept:
+            break
+        limits = tightened(problem.limits, contest.found, problem.devices)
+    winner = contest.winner()
+    if not contest.kept:
+        listener.note(_missed(winner, problem))
+    _write(run, trials, contest.found, winner, contest.evaluator)
     taken = {"finalists": time.perf_counter() - began}
-    run.write("summary.json", _summary(problem, plan, run, trials, winner, taken))
+    facts: dict[str, Any] = {"judged": len(contest.found), "kept": bool(contest.kept)}
+    if limits != problem.limits:
+        facts["tightened"] = [str(limit) for limit in limits]
+    run.write("summary.json", _summary(problem, plan, run, trials, winner, taken) | facts)
     report.figures(run)
     report.html(run)
     run.mark("finalists", seconds=taken["finalists"])
     listener.end()
 
 
+class _Contest:
+    """The finalists so far; an earlier call's are taken over from the run.
+
+    Attributes:
+        found: what is known of each finalist.
+        evaluator: scores architectures with fresh statistics.
+    """
+
+    def __init__(self, problem: Problem, run: Run, workers: int, listener: Listener) -> None:
+        self.problem, self.run = problem, run
+        self.workers, self.listener = workers, listener
+        self.evaluator = problem.evaluator(supernet(problem, run), fresh=True)
+        self.report = list(problem.data.batches("report", batch=256))
+        self.found: list[dict[str, Any]] = []
+
+    @property
+    def kept(self) -> list[dict[str, Any]]:
+        """The finalists that keep every measured limit."""
+        return [entry for entry in self.found if not self._excess(entry)]
+
+    def _excess(self, entry: Mapping[str, Any]) -> float:
+        return excess(entry, self.problem.limits, self.problem.devices)
+
+    def winner(self) -> dict[str, Any]:
+        """Return the best that keeps the limits, or else the nearest to them."""
+        return min(self.found, key=lambda e: (self._excess(e), e["rank"]["loss"], e["number"]))
+
+    def judge(self, trials: Sequence[Trial], limits: Sequence[Limit]) -> bool:
+        """Judge the best trials within some limits that have not been judged; say if any."""
+        known = {entry["id"] for entry in self.found}
+        chosen = [
+            trial
+            for trial in sorted(trials, key=lambda trial: (trial.loss, trial.number))
+            if trial.score
+            and trial.arch.id not in known
+            and all(limit.excess(trial.costs[limit.cost]) <= 0 for limit in limits)
+        ][:FINALISTS]
+        if not chosen:
+            return False
+        self.listener.stage("finalists", len(chosen) + 1)
+        found = []
+        for trial in chosen:
+            found.append(_judge(trial, self.evaluator, self.report))
+            self.listener.advance(1)
+        spans = whole([trial.arch for trial in chosen], self.problem, self.listener)
+        for trial, entry, figures in zip(chosen, found, spans, strict=True):
+            entry |= figures | {"predicted": _predicted(trial.arch, self.problem)}
+        self.listener.advance(1)
+        self.listener.end()
+        self.found += found
+        self.run.write(FINALISTS_FILE, self.found)
+        return True
+
+    def further(
+        self, number: int, limits: tuple[Limit, ...], trials: Sequence[Trial]
+    ) -> list[Trial]:
+        """Search on within tighter limits; return the trials that are new, numbered onward."""
+        try:
+            feasible = Feasible(self.problem.space, limits, self.problem.tables)
+        except BudgetUnreachable:
+            return []
+        within = " and ".join(map(str, limits))
+        self.listener.note(f"no finalist keeps the limits when measured; searching within {within}")
+        asked = max(2 * FINALISTS, self.problem.settings.trials // MORE)
+        one = Round(number, limits, feasible, asked)
+        known = {trial.arch.id for trial in trials}
+        found = search_supernet(self.problem, self.run, self.workers, self.listener, one)
+        fresh = [trial for trial in found if trial.arch.id not in known]
+        return [replace(t, number=len(trials) + place) for place, t in enumerate(fresh)]
+
+
+def _predicted(arch: Architecture, problem: Problem) -> dict[str, dict[str, float]]:
+    """Return what was predicted on each device, in milliseconds or millijoules."""
+    return {
+        column(cost): asdict(device.predictor.predict(arch))
+        for cost, device in problem.devices.items()
+    }
+
+
+def _missed(winner: Mapping[str, Any], problem: Problem) -> str:
+    beyond = excess(winner, problem.limits, problem.devices)
+    return (
+        "no network that was found keeps the limits when it is measured whole; the nearest is "
+        f"named, {beyond:.1%} beyond"
+    )
+
+
 def _judge(
     trial: Trial,
     evaluator: SupernetEvaluator,
     report_batches: Sequence[tuple[torch.Tensor, torch.Tensor]],
-    problem: Problem,
 ) -> dict[str, Any]:
     network = evaluator.prepared(trial.arch)
     return {
@@ -90,31 +190,7 @@ def _scores(result: Score) -> dict[str, Any]:
     }
 
 
-def _add_latency(
-    found: Sequence[dict[str, Any]], chosen: Sequence[Trial], problem: Problem
-) -> None:
-    """Time the finalists whole, in turn with a fixed network, while no worker runs."""
-    watch = Stopwatch(str(problem.device))
-    networks = [build(trial.arch, problem.space.classes).eval() for trial in chosen]
-    spans = watch.interleave(networks, (3, problem.space.image, problem.space.image))
-    for entry, quartiles in zip(found, spans, strict=True):
-        entry["latency_ms"] = quartiles
-
-
-def _excess(entry: Mapping[str, Any], problem: Problem) -> float:
-    """Return by how many milliseconds a finalist misses the latency limit, 0 if it keeps it.
-
-    By the lower quartile of its whole times: what a busy neighbour adds is not the network's.
-    """
-    for limit in problem.limits:
-        if limit.cost == "latency":
-            return max(0.0, entry["latency_ms"]["lower"] - limit.high / 1e6)
-    return 0.0
-
-
 def _write(
-    problem: Problem,
-    plan: Plan,
     run: Run,
     trials: Sequence[Trial],
     found: Sequence[Mapping[str, Any]],
@@ -126,7 +202,7 @@ def _write(
     run.write("trials.csv", pandas.DataFrame([_row(trial) for trial in trials]))
     front = trials_module.front(trials)
     run.write("front.json", [_row(t) | {"arch": t.arch.to_dict()} for t in front])
-    run.write("finalists.json", list(found))
+    run.write(FINALISTS_FILE, list(found))
     network = evaluator.prepared(best)
     tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
     run.write("best.safetensors", save_tensors(tensors))
@@ -135,9 +211,7 @@ def _write(
 
 def _row(trial: Trial) -> dict[str, Any]:
     """Return one line of ``trials.csv``."""
-    costs: dict[str, Any] = dict(trial.costs)
-    if "latency" in costs:
-        costs["latency_ms"] = costs.pop("latency") / 1e6
+    costs = {column(cost): in_column(cost, value) for cost, value in trial.costs.items()}
     result = trial.score
     return {
         "number": trial.number,
@@ -188,6 +262,10 @@ def _summary(
     }
 
 
+MEASURED_COLUMNS = ("latency_ms", "energy_mj", "memory_mb")
+"""What columns of measured figures begin with."""
+
+
 def _winner(problem: Problem, best: Architecture, entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return the winner's figures: as budgeted, and at the size at which it was trained."""
     side, labels = problem.data.image, len(problem.data.labels)
@@ -203,7 +281,8 @@ def _winner(problem: Problem, best: Architecture, entry: Mapping[str, Any]) -> d
         "rank_loss": entry["rank"]["loss"],
         "flops": entry["flops"],
         "params": entry["params"],
-        "latency_ms": entry["latency_ms"],
+        **{key: value for key, value in entry.items() if key.startswith(MEASURED_COLUMNS)},
+        "predicted": entry["predicted"],
         "flops_as_trained": trained(best),
         "resolution": side,
         "labels": labels,

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -15,11 +15,14 @@ from mixnas import data as datasets
 from mixnas.cost import count
 from mixnas.cost.feasible import Feasible
 from mixnas.cost.graph import Graph
-from mixnas.cost.latency import Stopwatch
-from mixnas.cost.table import CostTable, Limit, describe, parse_all
+from mixnas.cost.limit import Limit, describe, parse_all
+from mixnas.cost.memory import PeakMemory
+from mixnas.cost.predictor import Predictor
+from mixnas.cost.table import CostTable
 from mixnas.errors import InvalidOption, RunConflict
 from mixnas.evaluate import SupernetEvaluator
-from mixnas.jobs.settings import Listener, Settings, seconds
+from mixnas.jobs.devices import Device, devices, file_of
+from mixnas.jobs.settings import Listener, Settings, duration, seconds
 from mixnas.network import Network
 from mixnas.run import SETTINGS, Run, agree
 from mixnas.space import SearchSpace
@@ -30,7 +33,8 @@ from mixnas.train.supernet import SupernetTrainer
 CALIBRATION = 4
 """Batches of training images that re-estimate a candidate's batch-norm statistics."""
 
-LATENCY = "latency.json"
+Table: TypeAlias = CostTable | PeakMemory | Predictor
+
 PLAN = "plan.json"
 EPOCHS = 26
 MOST_STEPS = {"cpu": 3000, "cuda": 50_000}
@@ -51,7 +55,8 @@ class Problem:
         space: narrowed to the choices that some feasible architecture uses.
         full: the space before the limits narrowed it.
         limits: in the order given; the first is the one that the dynamic programme holds.
-        tables: cost by name: FLOPs and parameters always, latency where it is limited.
+        tables: cost by name: FLOPs and parameters always, others where they are limited.
+        devices: where each measured limit holds, by the limit's cost.
         feasible: the architectures within the limits.
         device: where the supernet is trained.
     """
@@ -63,7 +68,8 @@ class Problem:
     space: SearchSpace
     full: SearchSpace
     limits: tuple[Limit, ...]
-    tables: Mapping[str, CostTable]
+    tables: Mapping[str, Table]
+    devices: Mapping[str, Device]
     feasible: Feasible
     device: torch.device
 
@@ -80,8 +86,9 @@ class Problem:
         """
         kept = kept_settings(self.settings, self.limits, self.data, self.full)
         run = Run.create(self.runs, self.name, kept)
-        if "latency" in self.tables and not run.file(LATENCY).exists():
-            self.tables["latency"].save(run.file(LATENCY))
+        for cost, device in self.devices.items():
+            if not run.file(file_of(cost)).exists():
+                run.write(file_of(cost), device.to_dict())
         return run
 
     def network(self) -> Network:
@@ -255,7 +262,9 @@ def _set_up(
     device: torch.device,
     listener: Listener,
 ) -> Problem:
-    tables = cost_tables(full, limits, device, folder / LATENCY, listener)
+    tables = cost_tables(full, limits, listener)
+    where = devices(limits, full, str(device), folder, listener)
+    tables |= {cost: device.predictor for cost, device in where.items()}
     feasible = Feasible(full, limits, tables)
     space = full.keep(feasible.useful())
     return Problem(
@@ -267,6 +276,7 @@ def _set_up(
         full=full,
         limits=limits,
         tables=tables,
+        devices=where,
         feasible=Feasible(space, limits, tables),
         device=device,
     )
@@ -301,45 +311,27 @@ def deployed(space: SearchSpace, settings: Settings, data: datasets.Data) -> Sea
 
 
 def cost_tables(
-    space: SearchSpace,
-    limits: tuple[Limit, ...],
-    device: torch.device,
-    kept: Path,
-    listener: Listener,
-) -> dict[str, CostTable]:
-    """Return the tables of FLOPs and parameters, and a measured one of latency if it is limited.
+    space: SearchSpace, limits: tuple[Limit, ...], listener: Listener
+) -> dict[str, Table]:
+    """Return the tables of what is counted: FLOPs, parameters, and memory if it is limited.
 
     Args:
         space: at its deployed image and classes.
         limits: what is limited.
-        device: the device to time on.
-        kept: where an earlier call of the same run kept its latency table.
-        listener: is told how the measuring gets on.
+        listener: is told how the counting gets on.
     """
     sizes = {"image": space.image, "classes": space.classes}
-    tables = {
-        "flops": CostTable(count.flops, **sizes),
-        "params": CostTable(count.params, **sizes),
-    }
-    measure(tables["flops"], space, listener, "counting")
-    if any(limit.cost == "latency" for limit in limits):
-        table = CostTable(Stopwatch(str(device)), **sizes)
-        if kept.exists():
-            table.load(kept)
-        else:
-            measure(table, space, listener, "latency")
-        tables["latency"] = table
-    return tables
-
-
-def measure(table: CostTable, space: SearchSpace, listener: Listener, stage: str) -> None:
-    """Fill a table with every part of a space, telling how it gets on."""
+    flops = CostTable(count.flops, **sizes)
+    tables: dict[str, Table] = {"flops": flops, "params": CostTable(count.params, **sizes)}
+    if any(limit.kind == "memory" for limit in limits):
+        tables["memory"] = PeakMemory(image=space.image, classes=space.classes)
     wanted = {edge.segment for edge in Graph(space).edges if edge.segment}
-    listener.stage(stage, len(wanted))
+    listener.stage("counting", len(wanted))
     for segment in sorted(wanted, key=str):
-        table.segment(segment)
+        flops.segment(segment)
         listener.advance(1)
     listener.end()
+    return tables
 
 
 def torch_device(name: str) -> torch.device:
@@ -422,16 +414,6 @@ def _time_evaluation(problem: Problem, trainer: SupernetTrainer) -> float:
         return time.perf_counter() - began
     finally:
         torch.set_num_threads(threads)
-
-
-def duration(length: float) -> str:
-    """Return seconds for people: ``"42 s"``, ``"4 min 10 s"``, ``"2 h 5 min"``."""
-    whole = round(length)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _bounds(lower: int, upper: int) -> str:

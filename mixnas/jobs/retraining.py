@@ -22,9 +22,8 @@ from mixnas.errors import InvalidCheckpoint, InvalidOption, RunConflict
 from mixnas.jobs import weights
 from mixnas.jobs.curves import Curves, curves
 from mixnas.jobs.long_training import CHECKPOINT, LongTraining, judged
-from mixnas.jobs.problem import duration
 from mixnas.jobs.retrain_settings import Conditions, RetrainSettings
-from mixnas.jobs.settings import Listener, cores
+from mixnas.jobs.settings import Listener, cores, duration
 from mixnas.jobs.subject import Subject, resolve
 from mixnas.metrics import metrics
 from mixnas.model import Model

@@ -8,23 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from mixnas.errors import InvalidOption, RunConflict
-from mixnas.jobs import retrained
+from mixnas.jobs import measured_run, retrained
+from mixnas.jobs.measured_run import JOB
 from mixnas.jobs.retrain_settings import words as retrain_command
 from mixnas.jobs.settings import Settings
 from mixnas.run import Run
 from mixnas.run import runs as runs_in
 
-STAGES = ("latency", "training", "search", "finalists")
+STAGES = ("training", "search", "finalists")
 
 
 def runs(folder: str | Path = "runs") -> list[dict[str, Any]]:
     """Describe each run of a folder, the latest first.
 
     Returns:
-        For each: run (its name), job (``search``, ``retrain`` or ``export``), folder, made (ISO
-        time) and age (seconds since), budget, data, space, state; of a finished search the
-        winner's accuracy, flops and id; and retrained: state, top1 and flops of the retraining
-        that it is or that its folder holds, None if there is none.
+        For each: run (its name), job (``search``, ``measure``, ``retrain`` or ``export``),
+        folder, made (ISO time) and age (seconds since), budget, data, space, state; of a finished
+        search the winner's accuracy, flops and id; and retrained: state, top1 and flops of the
+        retraining that it is or that its folder holds, None if there is none.
     """
     if Path(folder).exists() and not Path(folder).is_dir():
         raise InvalidOption(f"runs {folder}: not a folder; give the folder of all runs")
@@ -75,12 +76,14 @@ def _retrained(run: Run) -> dict[str, Any] | None:
 
 
 def job(run: Run) -> str:
-    """Return what made a run: ``search``, ``retrain``, ``export``."""
+    """Return what made a run: ``search``, ``measure``, ``retrain``, ``export``."""
     return str(run.settings.get("job", "search"))
 
 
 def finished(run: Run) -> bool:
-    """Tell whether a search has named its winner, a retraining was judged, an export is there."""
+    """Tell whether a run has what it was made for: a winner, a predictor, a judgement, forms."""
+    if job(run) == JOB:
+        return measured_run.finished(run)
     if job(run) == retrained.EXPORT_JOB:
         return run.file(retrained.EXPORTS).is_file()
     if retrained.is_retraining(run):
@@ -94,6 +97,8 @@ def state(run: Run) -> str:
         return retrained.state(run)
     if finished(run):
         return "finished"
+    if job(run) == JOB:
+        return "measuring"
     done = [stage for stage in STAGES if run.done(stage)]
     if done:
         after = STAGES.index(done[-1]) + 1
@@ -107,6 +112,8 @@ def progress(run: Run) -> str:
     """Say how far the current stage of an unfinished run has come."""
     if retrained.is_retraining(run):
         return retrained.progress(run)
+    if job(run) == JOB:
+        return measured_run.progress(run)
     stage = state(run)
     if stage == "search":
         told = sum('"tell"' in line for line in _lines(run.file("log.jsonl")))
@@ -120,6 +127,8 @@ def command(run: Run) -> str:
     """Return the shell command that made a run, and that goes on with it."""
     if retrained.is_retraining(run):
         return retrain_command(run)
+    if job(run) == JOB:
+        return measured_run.command(run)
     if job(run) == retrained.EXPORT_JOB:
         return shlex.join(["mixnas", "export", str(run.settings.get("subject", "ARCH.json"))])
     words = ["mixnas", "search"]

@@ -4,7 +4,7 @@ Of each system the published network is taken whose cost, unscaled, is nearest t
 the first limit (as a ratio). All its widths are multiplied by one factor, the greatest in steps of
 a 1024th whose network keeps every limit; depths, ratios, head widths and kernels stay. Costs are
 those of the whole network at the deployed image and classes: multiply-adds and parameters counted,
-latency (where it is limited) timed.
+latency, energy and memory (where they are limited) measured.
 """
 
 import json
@@ -17,15 +17,20 @@ from torch import nn
 
 from mixnas import zoo
 from mixnas.cost import count
-from mixnas.cost.latency import Stopwatch
-from mixnas.cost.limit import describe
+from mixnas.cost.limit import Limit, describe
+from mixnas.cost.memory import peak
 from mixnas.errors import BudgetUnreachable
+from mixnas.jobs.measuring import runtime, stopwatch
 from mixnas.jobs.problem import Problem
+from mixnas.timing.energy import EnergyMeter
 
 STEPS = 1024
 """Steps of the factor between nothing and the published width."""
 WIDEST = 8
 """Greatest factor."""
+
+MILLI = 1_000_000
+"""Nanoseconds of a millisecond, nanojoules of a millijoule."""
 
 Create = Callable[..., nn.Module]
 
@@ -44,7 +49,12 @@ class Scales:
         self._known: dict[str, dict[str, int]] = {}
 
     def __call__(self, source: Mapping[str, Any]) -> dict[str, int]:
-        """Return flops, params, and latency in nanoseconds where it is limited."""
+        """Return flops, params, and what else is limited.
+
+        Raises:
+            BudgetUnreachable: if a limit is of a cost that cannot be measured here.
+            TooNoisy: if the machine is too busy to be timed.
+        """
         key = _identity(source)
         if key not in self._known:
             self._known[key] = self._weigh(source)
@@ -58,10 +68,25 @@ class Scales:
 
         with torch.random.fork_rng(devices=[]):
             costs = count.without_memory(create, lambda network: _counted(network, space.image))
-            if "latency" in self.problem.tables:
-                watch = Stopwatch(str(self.problem.device))
-                costs["latency"] = watch.time_module(create(), (3, space.image, space.image))
+            for limit in self.problem.limits:
+                if limit.cost not in costs:
+                    costs[limit.cost] = self._measured(limit, create())
         return costs
+
+    def _measured(self, limit: Limit, network: nn.Module) -> int:
+        """Return a limited cost of a whole network: bytes, nanoseconds or nanojoules."""
+        shape = (3, self.problem.space.image, self.problem.space.image)
+        if limit.kind == "memory":
+            return _peak(network, shape)
+        device = self.problem.devices[limit.cost]
+        conditions = device.conditions
+        if conditions is None:
+            raise BudgetUnreachable(f"{limit}: what it takes there cannot be measured here")
+        if limit.kind == "energy":
+            call = runtime(conditions).place(network, shape, conditions)
+            return round(MILLI * EnergyMeter.of(conditions.device).measure(call))
+        watch = stopwatch(conditions, device.reference)
+        return round(MILLI * watch.time(network, shape).median)
 
     def load(self, costs: Mapping[str, int]) -> float:
         """Return the greatest share of an upper limit that costs take."""
@@ -74,6 +99,14 @@ class Scales:
 
 def _counted(network: nn.Module, image: int) -> dict[str, int]:
     return {"flops": count.count_flops(network, image), "params": count.count_params(network)}
+
+
+def _peak(network: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Return the bytes of one inference: weights, and what else lives at the peak."""
+    images = torch.zeros(1, *shape).contiguous(memory_format=torch.channels_last)
+    network = network.eval().to(memory_format=torch.channels_last)
+    stored = (*network.parameters(), *network.buffers())
+    return sum(tensor.nbytes for tensor in stored) + peak(lambda: network(images), images)
 
 
 def _identity(source: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from mixnas.jobs.finalists import name_winner
 from mixnas.jobs.problem import PLAN, Plan, Problem, prepare, rehearse
 from mixnas.jobs.settings import Listener, Settings, Silent, at_least, cores
-from mixnas.jobs.stages import search_supernet, train_supernet
+from mixnas.jobs.stages import first_round, search_supernet, train_supernet
 from mixnas.run import Run
 
 
@@ -105,6 +105,6 @@ def _go_on(problem: Problem, run: Run, workers: int, listener: Listener, plan: P
         run.write(PLAN, plan.to_dict())
     listener.plan(plan.rows(problem))
     train_supernet(problem, plan, run, listener)
-    trials = search_supernet(problem, plan, run, workers, listener)
-    name_winner(problem, plan, run, trials, listener)
+    trials = search_supernet(problem, run, workers, listener, first_round(problem))
+    name_winner(problem, plan, run, trials, workers, listener)
     return run

@@ -144,6 +144,15 @@ def seconds(text: str) -> float:
     return total
 
 
+def duration(seconds: float) -> str:
+    """Return a time for people: ``45 s``, ``3 min 20 s``, ``2 h 5 min``, ``4 d 3 h``."""
+    whole = round(seconds)
+    for unit, size, below, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // part} {below}"
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
+
+
 def cores() -> int:
     """Return the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mixnas.errors import RunConflict
-from mixnas.jobs import retrained
+from mixnas.jobs import measured_run, retrained
 from mixnas.jobs.runs import command, finished, job, progress, state
 from mixnas.run import SETTINGS, Run
 from mixnas.run import runs as runs_in
@@ -32,13 +32,13 @@ def show(run: str | Path | Run, runs: str | Path = "runs") -> dict[str, Any]:
         runs: the folder of runs.
 
     Returns:
-        Of every run: run, job (``search``, ``retrain`` or ``export``), folder, state, settings,
-        budget, command (which goes on with it), again (which shows it), files (the products that
-        are there) and exports (the record of each form). Of an unfinished one: progress. Of a
-        finished one: the whole of its ``summary.json``, load (Python that loads the winner, or
-        what was trained) and next (the command that follows). Of a finished search: the winner's
-        architecture, comparisons (name, sentence and folder of each that is done) and retrainings
-        (as `mixnas.jobs.retrained.described` says).
+        Of every run: run, job (``search``, ``measure``, ``retrain`` or ``export``), folder, state,
+        settings, budget, command (which goes on with it), again (which shows it), files (the
+        products that are there) and exports (the record of each form). Of an unfinished one:
+        progress. Of a finished one: the whole of its ``summary.json``, load (Python that loads
+        the winner, or what was trained) and next (the command that follows). Of a finished search:
+        the winner's architecture, comparisons (name, sentence and folder of each that is done) and
+        retrainings (as `mixnas.jobs.retrained.described` says).
 
     Raises:
         RunConflict: if there is no such run, or its files cannot be read.
@@ -62,6 +62,8 @@ def show(run: str | Path | Run, runs: str | Path = "runs") -> dict[str, Any]:
         return {**common, "progress": progress(found)}
     if made_by == retrained.JOB:
         return {**retrained.findings(found), **common}
+    if made_by == measured_run.JOB:
+        return {**common, **measured_run.shown(found)}
     if made_by == retrained.EXPORT_JOB:
         return {**common, "next": retrained.after(found)}
     try:

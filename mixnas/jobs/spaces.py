@@ -7,12 +7,14 @@ from typing import Any
 from mixnas.cost.count import flops, params
 from mixnas.cost.feasible import Feasible
 from mixnas.cost.graph import Graph
-from mixnas.cost.table import CostTable, Limit, parse_all
+from mixnas.cost.limit import MEASURED, Limit, parse_all
+from mixnas.cost.memory import PeakMemory
+from mixnas.cost.table import Additive, CostTable, Peaking
 from mixnas.errors import BudgetUnreachable, InvalidBudget
 from mixnas.jobs.settings import at_least
 from mixnas.space import SearchSpace, find, shipped
 
-Tables = Mapping[str, CostTable]
+Tables = Mapping[str, Additive | Peaking]
 
 
 def spaces(
@@ -27,7 +29,7 @@ def spaces(
 
     Args:
         space: a shipped name or a TOML file; all shipped ones by default.
-        budget: limits in FLOPs or parameters that hold together.
+        budget: limits in FLOPs, parameters or bytes of memory that hold together.
         mixers: narrow the spaces to these.
         image: side of the deployed image in pixels, each space's own by default.
         classes: classes of the deployed network, each space's own by default.
@@ -41,7 +43,7 @@ def spaces(
 
     Raises:
         InvalidSpace: if there is no such space, or it makes no sense.
-        InvalidBudget: if a budget cannot be read, or is of latency, which must be measured.
+        InvalidBudget: if a budget cannot be read, or is of what must be measured.
         BudgetUnreachable: if nothing of the one space asked for fits.
     """
     limits = _limits((budget,) if isinstance(budget, str) else budget)
@@ -60,10 +62,10 @@ def spaces(
 def _limits(budget: Sequence[str]) -> tuple[Limit, ...]:
     limits = parse_all(budget)
     for limit in limits:
-        if limit.cost == "latency":
+        if limit.kind in MEASURED:
             raise InvalidBudget(
-                f"budget {limit}: latency must be measured on the device, and mixnas spaces only "
-                "counts; give FLOPs or params here, or try mixnas search --dry-run"
+                f"budget {limit}: {limit.kind} must be measured on the device, and mixnas spaces "
+                "only counts; give FLOPs, params or MB here, or try mixnas search --dry-run"
             )
     return limits
 
@@ -77,6 +79,7 @@ def _describe(
         "params": CostTable(params, **sizes),
     }
     cheapest, dearest = _extremes(space, tables)
+    peak = PeakMemory(image=space.image, classes=space.classes)
     described = {
         "name": space.name,
         "file": file,
@@ -89,7 +92,7 @@ def _describe(
     }
     if not limits:
         return described
-    return {**described, **_fitting(space, limits, tables, alone=alone)}
+    return {**described, **_fitting(space, limits, {**tables, "memory": peak}, alone=alone)}
 
 
 def _stage(space: SearchSpace, stride: int) -> dict[str, Any]:
@@ -106,7 +109,9 @@ def _stage(space: SearchSpace, stride: int) -> dict[str, Any]:
     }
 
 
-def _extremes(space: SearchSpace, tables: Tables) -> tuple[dict[str, int], dict[str, int]]:
+def _extremes(
+    space: SearchSpace, tables: Mapping[str, CostTable]
+) -> tuple[dict[str, int], dict[str, int]]:
     """Return the least and the greatest of each cost, each on its own."""
     graph = Graph(space)
     costs = {name: graph.measure(table.segment) for name, table in tables.items()}

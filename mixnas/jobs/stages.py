@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pickle import UnpicklingError
 from typing import Any
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from mixnas import cluster
 from mixnas.asktell import Search, Trial
+from mixnas.cost.feasible import Feasible
+from mixnas.cost.limit import Limit
 from mixnas.errors import RunConflict
 from mixnas.evaluate import SupernetEvaluator
 from mixnas.jobs.problem import Plan, Problem
@@ -128,8 +131,40 @@ class _Keeper:
         self.kept = time.perf_counter()
 
 
+@dataclass(frozen=True)
+class Round:
+    """One of a search's rounds: the first, and others within tightened limits.
+
+    Attributes:
+        number: 0 for the first.
+        limits: what its architectures keep.
+        feasible: the architectures within them.
+        trials: how many are evaluated.
+    """
+
+    number: int
+    limits: tuple[Limit, ...]
+    feasible: Feasible
+    trials: int
+
+    @property
+    def log(self) -> str:
+        """The name of its log."""
+        return f"log.{self.number}.jsonl" if self.number else "log.jsonl"
+
+    @property
+    def stage(self) -> str:
+        """The name under which it is marked as done."""
+        return f"search.{self.number}" if self.number else "search"
+
+
+def first_round(problem: Problem) -> Round:
+    """Return the round that a search begins with."""
+    return Round(0, problem.limits, problem.feasible, problem.settings.trials)
+
+
 def search_supernet(
-    problem: Problem, plan: Plan, run: Run, workers: int, listener: Listener
+    problem: Problem, run: Run, workers: int, listener: Listener, one: Round
 ) -> list[Trial]:
     """Search by the supernet's weights through Ray Tune, or go on with the log; return the trials.
 
@@ -138,18 +173,18 @@ def search_supernet(
     """
     search = Search(
         problem.space,
-        problem.feasible,
+        one.feasible,
         costs=costs(problem),
-        limits=problem.limits,
+        limits=one.limits,
         sampler=problem.settings.sampler,
-        seed=problem.settings.seed,
-        trials=problem.settings.trials,
-        log=run.file("log.jsonl"),
+        seed=problem.settings.seed + one.number,
+        trials=one.trials,
+        log=run.file(one.log),
     )
     try:
-        if not run.done("search"):
+        if not run.done(one.stage):
             began = time.perf_counter()
-            listener.stage("search", problem.settings.trials, search.complete)
+            listener.stage("search", one.trials, search.complete)
             evaluator = problem.evaluator(supernet(problem, run))
             cluster.evaluate(
                 search,
@@ -160,7 +195,7 @@ def search_supernet(
             if search.exhausted:
                 listener.note(f"all {search.complete} feasible architectures have been evaluated")
             listener.end()
-            run.mark("search", seconds=time.perf_counter() - began, exhausted=search.exhausted)
+            run.mark(one.stage, seconds=time.perf_counter() - began, exhausted=search.exhausted)
         return search.trials
     finally:
         search.close()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mixnas.cost.limit import column, in_column
 from mixnas.jobs.entrants import Entrant
 
 DRAWS = 2000
@@ -49,6 +50,7 @@ def standings(
             **_against(results.get(entrant.key, {}), winner, entrant.key == "winner"),
             "flops": entrant.costs["flops"],
             "params": entrant.costs["params"],
+            **_limited(entrant.costs),
             "latency_ms": latency.get(entrant.key, {}).get("median"),
             "latency_lower": latency.get(entrant.key, {}).get("lower"),
             "latency_upper": latency.get(entrant.key, {}).get("upper"),
@@ -58,6 +60,12 @@ def standings(
         }
         for entrant in entrants
     ]
+
+
+def _limited(costs: Mapping[str, int]) -> dict[str, float]:
+    """Return what else is limited, by its column."""
+    counted = ("flops", "params")
+    return {column(c): in_column(c, value) for c, value in costs.items() if c not in counted}
 
 
 def sound(result: object, images: int) -> bool:

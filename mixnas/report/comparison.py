@@ -1,15 +1,15 @@
 """A comparison as one figure and one page: accuracy over FLOPs and over latency."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixnas.cost.limit import Limit
+from mixnas.cost.limit import Limit, column, in_column, kind_of
 from mixnas.cost.limit import describe as amount
+from mixnas.report.costs import axis, cell, further, head
 from mixnas.report.drawing import canvas, literal, png
 from mixnas.report.page import image, page, pairs, table
-from mixnas.report.searched import NANOSECONDS, latency
 from mixnas.run import Run
 
 if TYPE_CHECKING:
@@ -29,9 +29,6 @@ MARKS = {
 }
 """Each kind's marker and colour."""
 
-PANELS = {"flops": "flops", "latency": "latency_ms"}
-"""Each panel's cost and its column."""
-
 GAP = 0.045
 """Least distance of two labels, as a share of a panel's height."""
 
@@ -43,9 +40,8 @@ COMPARED_HEADS = (
     "verdict",
     "FLOPs",
     "parameters",
-    "latency",
 )
-"""What `compared_cells` tells."""
+"""What `compared_cells` tells of every entrant; further costs follow."""
 
 HOW_TO_READ = (
     "All are trained from scratch by one recipe, on the same images in the same order, with the "
@@ -76,18 +72,21 @@ def compared_figure(run: Run) -> Path:
 def draw(summary: Mapping[str, Any]) -> "Figure":
     """Return the figure of a comparison's summary."""
     rows = [row for row in summary["rows"] if row["accuracy"] is not None]
-    figure, panels = canvas(2, max(4.6, 0.27 * len(rows)))
-    figure.set_figwidth(15)
-    limits = {limit.cost: limit for limit in map(Limit.parse, summary["budget"])}
-    for axes, (cost, column) in zip(panels, PANELS.items(), strict=True):
-        drawn = [row for row in rows if row[column] is not None]
-        label, unit = _unit(cost, [row[column] for row in drawn])
-        points = [(row, row[column] / unit) for row in drawn]
+    limits = [Limit.parse(text) for text in summary["budget"]]
+    costs = ["flops", *(further(summary["rows"]) or ["latency"])]
+    figure, panels = canvas(len(costs), max(4.6, 0.27 * len(rows)))
+    figure.set_figwidth(7.5 * len(costs))
+    for axes, cost in zip(panels, costs, strict=True):
+        name = column(cost)
+        drawn = [row for row in rows if row.get(name) is not None]
+        label, unit = _unit(cost, [row[name] for row in drawn])
+        points = [(row, row[name] / unit) for row in drawn]
         _scatter(axes, points)
-        if cost in limits:
-            high = limits[cost].high / (NANOSECONDS if cost == "latency" else unit)
-            axes.axvline(high, color="grey", ls="--", lw=1, label="budget")
-        axes.set_xlabel(label)
+        for limit in limits:
+            if limit.cost == cost:
+                high = in_column(cost, limit.high) / unit
+                axes.axvline(high, color="grey", ls="--", lw=1, label="budget")
+        axes.set_xlabel(literal(label))
         axes.set_ylabel("accuracy, per cent")
         _name(axes, points)
     handles = {t: h for h, t in zip(*panels[0].get_legend_handles_labels(), strict=True)}
@@ -100,6 +99,8 @@ def _unit(cost: str, values: Sequence[float]) -> tuple[str, float]:
     """Return an axis's label, and by what its values are divided."""
     if cost == "latency":
         return "milliseconds (whole, one image)", 1.0
+    if kind_of(cost) != "flops":
+        return axis(cost)
     name, unit = ("GFLOPs", 1e9) if max(values, default=1e9) >= 1e8 else ("MFLOPs", 1e6)
     return f"{name} (multiply-adds, as deployed)", unit
 
@@ -186,14 +187,26 @@ def _sections(run: Run, summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"<h1>mixnas: {escape(summary['of'])} compared</h1>"
     yield f"<p><strong>{escape(summary['sentence'])}</strong></p>"
     yield image(run, COMPARED, "accuracy over FLOPs and over latency")
-    yield table(COMPARED_HEADS, map(compared_cells, summary["rows"]), figures=True)
+    rows = summary["rows"]
+    cells = (compared_cells(row, further(rows)) for row in rows)
+    yield table(compared_heads(rows), cells, figures=True)
     yield pairs(compared_notes(summary))
     yield "<h2>How to read this</h2>" + "".join(f"<p>{escape(text)}</p>" for text in HOW_TO_READ)
     yield "<h2>Conditions</h2>" + pairs(compared_conditions(summary))
 
 
-def compared_cells(row: Mapping[str, Any]) -> list[str]:
-    """Return an entrant's cells."""
+def compared_heads(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what is told of entrants: what each has, and the further costs that some have."""
+    return [*COMPARED_HEADS, *map(head, further(rows))]
+
+
+def compared_cells(row: Mapping[str, Any], costs: Iterable[str] = ()) -> list[str]:
+    """Return an entrant's cells.
+
+    Args:
+        row: of the comparison's summary.
+        costs: those beside FLOPs and parameters.
+    """
     return [
         row["label"],
         row["kind"],
@@ -202,7 +215,7 @@ def compared_cells(row: Mapping[str, Any]) -> list[str]:
         row["verdict"] or "-",
         amount("flops", row["flops"]),
         amount("params", row["params"]),
-        latency(row["latency_ms"]),
+        *(cell(cost, row.get(column(cost))) for cost in costs),
     ]
 
 
@@ -241,7 +254,8 @@ def compared_conditions(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]
     yield "recipe", ", ".join(_used(summary["recipe"]))
     yield "costs", f"at {side}x{side} pixels and {summary['classes']} classes"
     yield "budget", " and ".join(summary["budget"])
-    yield "timed on", ", ".join(f"{name} {value}" for name, value in summary["conditions"].items())
+    told = ", ".join(f"{name} {value}" for name, value in summary["conditions"].items())
+    yield "timed on", told or "not timed: the machine was too busy"
 
 
 def _used(recipe: Mapping[str, Any]) -> Iterator[str]:

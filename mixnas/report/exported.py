@@ -5,8 +5,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from mixnas.report.costs import latency
 from mixnas.report.page import page, pairs, reading, table
-from mixnas.report.searched import latency
 from mixnas.run import Run
 
 EXPORTS, EXPORTED_PAGE = "export/exports.json", "export/report.html"

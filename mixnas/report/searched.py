@@ -4,14 +4,15 @@ Everything is read off the run's files, so a report can be made again at any tim
 the page's own text reaches HTML unescaped, and matplotlib is used without its global state.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixnas.arch import Architecture
-from mixnas.cost.limit import Limit
+from mixnas.cost.limit import Limit, column, from_column, in_column
 from mixnas.cost.limit import describe as amount
+from mixnas.report.costs import axis, cell, further, head
 from mixnas.report.drawing import canvas, colour, literal, png
 from mixnas.report.page import flat, image, made_with, page, pairs, table
 from mixnas.run import Run
@@ -23,19 +24,6 @@ if TYPE_CHECKING:
 PAGE = "report.html"
 FRONT, TRAINING, WINNER = "figures/front.png", "figures/training.png", "figures/winner.png"
 
-NANOSECONDS = 1_000_000
-"""In a millisecond, the unit of latency in a run's files."""
-
-COLUMNS = {"flops": "flops", "params": "params", "latency": "latency_ms"}
-"""Each cost's column in a run's tables."""
-
-AXES = {
-    "flops": ("GFLOPs (multiply-adds, as deployed)", 1e9, 1e9),
-    "params": ("million parameters", 1e6, 1e6),
-    "latency": ("milliseconds (sum of parts)", 1.0, NANOSECONDS),
-}
-"""Each cost's label, and what its column and its limit are divided by."""
-
 HOW_TO_READ = (
     "A supernet's accuracy ranks architectures; it is not the accuracy of a trained network, "
     "which is usually higher: train the winner from scratch before you quote one.",
@@ -44,8 +32,9 @@ HOW_TO_READ = (
     "Beside an accuracy stands the standard error that its number of images implies: "
     "differences below about twice that may be chance.",
     "One fused multiply-add is one FLOP; costs are counted at the deployed image and classes, "
-    "whatever the size of the training images. Latency in tables is a sum of parts timed alone; "
-    "finalists' latency is timed whole.",
+    "whatever the size of the training images. Latency and energy in tables are the upper end of "
+    "what is predicted of a whole network; finalists are measured whole. Memory is computed: the "
+    "weights, and the activations that live at once while one image is computed.",
     "The front holds the trials that no other beats in both loss and cost.",
 )
 
@@ -88,24 +77,13 @@ def html(run: Run) -> Path:
     return run.write(PAGE, page(f"mixnas: {run.name}", _sections(run)))
 
 
-def latency(value: float | Mapping[str, float] | None) -> str:
-    """Return milliseconds for people, with the quartiles where they are known."""
-    if value is None or value != value:  # an empty cell of a table is not a number
-        return "-"
-    if isinstance(value, Mapping):
-        lower, median, upper = (_milliseconds(value[key]) for key in ("lower", "median", "upper"))
-        return f"{median} (quartiles {lower} to {upper})"
-    return _milliseconds(value)
-
-
 def used(budget: str, winner: Mapping[str, Any]) -> str:
     """Say which share of a budget's upper end a winner uses."""
     limit = Limit.parse(budget)
-    value = winner.get(COLUMNS[limit.cost])
+    value = winner.get(column(limit.cost))
     if value is None:
         return "not measured"
-    if limit.cost == "latency":
-        value = (value["median"] if isinstance(value, Mapping) else value) * NANOSECONDS
+    value = from_column(limit.cost, value["median"] if isinstance(value, Mapping) else value)
     return f"{value / limit.high:.1%} used"
 
 
@@ -121,10 +99,25 @@ def winner_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "FLOPs", f"{flops} at {side}x{side} pixels and {summary['classes']} classes"
     yield "as trained", f"{as_trained} at {trained}x{trained} pixels, {winner['labels']} classes"
     yield "parameters", amount("params", winner["params"])
-    if winner.get("latency_ms") is not None:
-        yield "latency", f"{latency(winner['latency_ms'])}, timed whole"
+    for cost in further([winner]):
+        yield head(cost), _measured(cost, winner)
     for budget in summary["budget"]:
         yield f"of {budget}", used(budget, winner)
+
+
+def _measured(cost: str, winner: Mapping[str, Any]) -> str:
+    """Say what a winner takes: measured, and as it was predicted or computed."""
+    name = column(cost)
+    value, predicted = winner[name], winner.get("predicted", {}).get(name)
+    if not isinstance(value, Mapping):
+        told = winner.get(f"{name}_measured")
+        return f"{cell(cost, value)} computed" + (
+            "" if told is None else f", {cell(cost, told)} measured"
+        )
+    if predicted is None:
+        return f"{cell(cost, value)}, measured whole"
+    middle, low, high = (cell(cost, predicted[key]) for key in ("value", "low", "high"))
+    return f"{cell(cost, value)}, measured whole; predicted {middle} ({low} to {high})"
 
 
 def learnt(random: Mapping[str, Any]) -> str:
@@ -153,21 +146,30 @@ def stage_rows(arch: Architecture) -> Iterator[tuple[str, ...]]:
             named = ("", "", "")
 
 
-def point_cells(point: Mapping[str, Any], winner: int | None, *, timed: bool) -> list[str]:
-    """Return a trial's cells: number (starred if it won), accuracy, loss and costs."""
+def point_heads(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what `point_cells` tells of these points."""
+    return ["trial", "accuracy", "loss", "FLOPs", "parameters", *map(head, further(points))]
+
+
+def point_cells(
+    point: Mapping[str, Any], winner: int | None, costs: Iterable[str] = ()
+) -> list[str]:
+    """Return a trial's cells: number (starred if it won), accuracy, loss and costs.
+
+    Args:
+        point: a row of ``trials.csv`` or ``front.json``.
+        winner: the number of the winner.
+        costs: those beside FLOPs and parameters.
+    """
     star = " *" if point["number"] == winner else ""
-    cells = [
+    return [
         f"{point['number']}{star}",
         f"{point['accuracy']:.1%}",
         f"{point['loss']:.4f}",
         amount("flops", int(point["flops"])),
         amount("params", int(point["params"])),
+        *(cell(cost, point.get(column(cost))) for cost in costs),
     ]
-    return [*cells, latency(point.get("latency_ms"))] if timed else cells
-
-
-def _milliseconds(value: float) -> str:
-    return amount("latency", round(value * NANOSECONDS))
 
 
 def front_figure(run: Run) -> "Figure":
@@ -175,26 +177,26 @@ def front_figure(run: Run) -> "Figure":
     trials, summary = trials_table(run), run.read("summary.json")
     limits = [Limit.parse(text) for text in summary["budget"]]
     cost = limits[0].cost if limits else "flops"
-    label, per_cell, per_limit = AXES[cost]
+    name, (label, divisor) = column(cost), axis(cost)
     figure, panels = canvas(2, 4.2)
     for axes, measure in zip(panels, ("loss", "accuracy"), strict=True):
         for stem, group in trials.groupby("stem"):
-            x = group[COLUMNS[cost]] / per_cell
+            x = group[name] / divisor
             axes.scatter(x, group[measure], s=14, alpha=0.6, label=literal(stem))
-        best = trials[trials["front"]].sort_values(COLUMNS[cost])
+        best = trials[trials["front"]].sort_values(name)
         axes.plot(
-            best[COLUMNS[cost]] / per_cell,
+            best[name] / divisor,
             best[measure],
             "k-",
             drawstyle="steps-post",
             label="front",
         )
         won = trials[trials["winner"]]
-        axes.plot(won[COLUMNS[cost]] / per_cell, won[measure], "r*", ms=15, label="winner")
+        axes.plot(won[name] / divisor, won[measure], "r*", ms=15, label="winner")
         for limit in limits[:1]:
             for end in filter(None, (limit.low, limit.high)):
-                axes.axvline(end / per_limit, color="grey", ls="--", lw=1)
-        axes.set_xlabel(label)
+                axes.axvline(in_column(cost, end) / divisor, color="grey", ls="--", lw=1)
+        axes.set_xlabel(literal(label))
         axes.set_ylabel(f"{measure} by the supernet's weights")
     panels[0].legend(fontsize="small")
     return figure
@@ -205,10 +207,10 @@ def _training(run: Run) -> "Figure":
     curve = run.read("supernet.csv")
     smooth = max(1, len(curve) // 50)
     figure, (left, right) = canvas(2, 3.6)
-    for column in ("loss_cheapest", "loss_random", "loss_dearest"):
-        if column in curve:
-            mean = curve[column].rolling(smooth, min_periods=1).mean()
-            left.plot(curve["step"], mean, lw=1, label=column.removeprefix("loss_"))
+    for name in ("loss_cheapest", "loss_random", "loss_dearest"):
+        if name in curve:
+            mean = curve[name].rolling(smooth, min_periods=1).mean()
+            left.plot(curve["step"], mean, lw=1, label=name.removeprefix("loss_"))
     right.plot(curve["step"], curve["accuracy"].rolling(smooth, min_periods=1).mean(), lw=1)
     left.set_ylabel(f"training loss (mean of {smooth} rows)")
     right.set_ylabel("training accuracy")
@@ -244,8 +246,7 @@ def _winner(run: Run) -> "Figure":
 def _sections(run: Run) -> Iterator[str]:
     summary = run.read("summary.json")
     arch = Architecture.from_dict(run.read("best.json"))
-    timed = any(point.get("latency_ms") is not None for point in summary["front"])
-    heads = ("trial", "accuracy", "loss", "FLOPs", "parameters", *["latency"] * timed)
+    heads, costs = point_heads(summary["front"]), further(summary["front"])
     winner = summary["winner"]["number"]
     yield f"<h1>mixnas: {escape(run.name)}</h1>"
     yield f"<p><strong>{escape(HOW_TO_READ[0])}</strong></p>"
@@ -253,11 +254,11 @@ def _sections(run: Run) -> Iterator[str]:
     yield table(STAGE_HEADS, stage_rows(arch))
     yield image(run, WINNER, "the winner's blocks")
     yield "<h2>Front</h2>" + image(run, FRONT, "loss and accuracy over cost")
-    points = (point_cells(point, winner, timed=timed) for point in summary["front"])
+    points = (point_cells(point, winner, costs) for point in summary["front"])
     yield table(heads, points, figures=True)
     yield "<h2>Best trials by loss</h2>"
     best = [dict(row) for _, row in trials_table(run).head(20).iterrows()]
-    yield table(heads, (point_cells(row, winner, timed=timed) for row in best), figures=True)
+    yield table(heads, (point_cells(row, winner, costs) for row in best), figures=True)
     yield "<h2>Supernet</h2>" + image(run, TRAINING, "losses over the training steps")
     yield pairs(flat(summary["supernet"]))
     yield "<h2>How to read this</h2>" + "".join(f"<p>{escape(text)}</p>" for text in HOW_TO_READ)

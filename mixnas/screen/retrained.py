@@ -6,9 +6,10 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from mixnas.jobs.settings import duration
 from mixnas.report import EXPORTED_HEADS, exported_cells, quantised_rows, retrained_rows
 from mixnas.screen.parts import grid, heading
-from mixnas.terminal import duration, rows
+from mixnas.terminal import rows
 
 
 def retrained(show: Mapping[str, Any]) -> RenderableType:

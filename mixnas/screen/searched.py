@@ -9,20 +9,24 @@ from rich.text import Text
 
 from mixnas.arch import Architecture
 from mixnas.cost.limit import describe as amount
+from mixnas.jobs.settings import duration
 from mixnas.report import (
-    COMPARED_HEADS,
     STAGE_HEADS,
     compared_cells,
     compared_conditions,
+    compared_heads,
     compared_notes,
+    further,
     learnt,
     point_cells,
+    point_heads,
     stage_rows,
     winner_rows,
 )
+from mixnas.screen.measured import measured
 from mixnas.screen.parts import grid, heading
 from mixnas.screen.retrained import exported, exports, retrained, retraining_rows, unfinished
-from mixnas.terminal import duration, rows
+from mixnas.terminal import rows
 
 CAVEAT = (
     "A supernet's accuracy ranks architectures; it is not a trained network's accuracy: "
@@ -40,6 +44,8 @@ def found(show: Mapping[str, Any]) -> RenderableType:
         return unfinished(show)
     if show["job"] == "export":
         return exported(show)
+    if show["job"] == "measure":
+        return measured(show)
     return Group(
         heading(f"{show['run']}: the winner"),
         rows(dict(winner_rows(show))),
@@ -57,10 +63,11 @@ def found(show: Mapping[str, Any]) -> RenderableType:
 
 def compared(summary: Mapping[str, Any]) -> RenderableType:
     """Render the summary of a comparison."""
-    table = grid(*COMPARED_HEADS, words=2)
+    costs = further(summary["rows"])
+    table = grid(*compared_heads(summary["rows"]), words=2)
     for row in summary["rows"]:
         style = "bold" if row["kind"] == "winner" else ""
-        table.add_row(*map(Text, compared_cells(row)), style=style)
+        table.add_row(*map(Text, compared_cells(row, costs)), style=style)
     return Group(
         heading(f"{summary['of']}: the winner beside others, all trained from scratch alike"),
         table,
@@ -73,8 +80,9 @@ def compared(summary: Mapping[str, Any]) -> RenderableType:
 
 def markdown(summary: Mapping[str, Any]) -> str:
     """Return the table of a comparison's summary in Markdown."""
-    lines = [COMPARED_HEADS, ["---"] * 2 + ["--:"] * (len(COMPARED_HEADS) - 2)]
-    lines += [compared_cells(row) for row in summary["rows"]]
+    heads, costs = compared_heads(summary["rows"]), further(summary["rows"])
+    lines = [heads, ["---"] * 2 + ["--:"] * (len(heads) - 2)]
+    lines += [compared_cells(row, costs) for row in summary["rows"]]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
@@ -127,11 +135,10 @@ def _retrainings(show: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 def _front(points: Sequence[Mapping[str, Any]], winner: int) -> Table:
     """Return a front, cheapest first; the winner has a star."""
-    timed = any(point.get("latency_ms") is not None for point in points)
-    heads = ("trial", "accuracy", "loss", "FLOPs", "parameters", *["latency"] * timed)
-    table = grid(*heads, words=0)
+    costs = further(points)
+    table = grid(*point_heads(points), words=0)
     for point in points:
-        table.add_row(*point_cells(point, winner, timed=timed))
+        table.add_row(*point_cells(point, winner, costs))
     return table
 
 

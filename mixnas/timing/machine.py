@@ -29,25 +29,37 @@ def description(device: torch.device) -> str:
 
 def physical_cores() -> int:
     """Return the physical cores that this process may use, at least 1."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    allowed = usable()
+    return len(one_of_each_core(allowed)) or len(allowed)
+
+
+def usable() -> set[int]:
+    """Return the processors (hardware threads) that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def one_of_each_core(allowed: set[int]) -> list[int]:
+    """Return the first allowed processor of each physical core; empty where no one tells."""
     try:
-        cores = _cores(Path("/proc/cpuinfo").read_text(encoding="utf-8"), allowed)
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        cores = 0
-    return cores or (len(allowed) if allowed else os.cpu_count() or 1)
+        return []
+    return sorted(_cores(text, allowed).values())
 
 
-def _cores(text: str, allowed: set[int] | None) -> int:
-    """Count distinct pairs of socket and core in the text of ``/proc/cpuinfo``."""
-    found = set()
+def _cores(text: str, allowed: set[int]) -> dict[tuple[str, str], int]:
+    """Return the first allowed processor by socket and core, of the text of ``/proc/cpuinfo``."""
+    found: dict[tuple[str, str], int] = {}
     for entry in text.strip().split("\n\n"):
         pairs = (line.split(":", 1) for line in entry.splitlines() if ":" in line)
         fields = {key.strip(): value.strip() for key, value in pairs}
         number = fields.get("processor", "")
-        mine = allowed is None or (number.isdigit() and int(number) in allowed)
+        mine = number.isdigit() and int(number) in allowed
         if mine and {"physical id", "core id"} <= fields.keys():
-            found.add((fields["physical id"], fields["core id"]))
-    return len(found)
+            found.setdefault((fields["physical id"], fields["core id"]), int(number))
+    return found
 
 
 def processor() -> str:
