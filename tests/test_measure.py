@@ -1,9 +1,11 @@
 """`mixnas measure` and a search that holds what was measured, on a device that is computed."""
 
 import json
+from pathlib import Path
 
 import pandas
 import pytest
+from finished_run import finished
 from synthetic_device import Device, takes
 
 import mixnas
@@ -11,8 +13,10 @@ from mixnas.arch import Architecture
 from mixnas.cost.measured import Measured, parts_of
 from mixnas.cost.predictor import Predictor
 from mixnas.errors import InvalidOption, MixnasError, RunConflict, TooNoisy
-from mixnas.jobs import measuring, whole
+from mixnas.jobs import explaining, measuring, whole
+from mixnas.jobs.runs import runs
 from mixnas.jobs.settings import Silent
+from mixnas.jobs.show import show
 from mixnas.network import build
 from mixnas.run import Run
 from mixnas.space import SearchSpace
@@ -36,7 +40,7 @@ class Heard(Silent):
 @pytest.fixture
 def device(monkeypatch):
     found = Device()
-    for module in (measuring, whole):
+    for module in (measuring, whole, explaining):
         monkeypatch.setattr(module, "stopwatch", found)
     return found
 
@@ -158,6 +162,35 @@ def test_a_table_measured_elsewhere_is_taken_over(device, tmp_path):
     phone.write_text("\n".join(lines[: len(lines) // 2]))
     with pytest.raises(MixnasError, match="are missing"):
         mixnas.measure(space="micro", image=32, table=phone, runs=tmp_path, name="half")
+
+
+def test_it_is_shown_and_listed(device, tmp_path):
+    run = mixnas.measure(**SMALL, runs=tmp_path)
+    shown = show(run, tmp_path)
+    assert (shown["job"], shown["state"]) == ("measure", "finished")
+    assert set(shown["files"]) >= {"table.csv", "predictor.json", "report.html"}
+    assert "--batch 1" in shown["command"]
+    assert "--networks=40" in shown["command"]
+    assert runs(tmp_path)[0]["job"] == "measure"
+    run.file("summary.json").unlink()
+    unfinished = show(run, tmp_path)
+    assert unfinished["state"] == "measuring"
+    assert unfinished["progress"] == f"{PARTS + 40} figures on record"
+
+
+def test_a_winner_is_explained(device, tmp_path):
+    run = finished(tmp_path)
+    found = mixnas.measure(explain=run, device="cpu", threads=1, runs=tmp_path)
+    arch = Architecture.from_dict(run.read("best.json"))
+    assert found["id"] == arch.id
+    assert sum(row["amount"] for row in found["rows"]) == pytest.approx(found["sum"])
+    space = SearchSpace.from_dict(run.settings["inlined"])
+    truth = takes(build(arch, space.classes).eval(), (3, space.image, space.image))
+    assert found["measured"]["median"] == pytest.approx(truth)
+    assert found["memory"]["measured"] > found["memory"]["weights"]
+    assert all(Path(path).is_file() for path in found["files"].values())
+    with pytest.raises(MixnasError, match="published network"):
+        mixnas.measure(explain="zoo:shvit_s1", runs=tmp_path)
 
 
 SEARCH = {"space": "micro", "image": 32, "epochs": 1, "trials": 10, "workers": 1, "device": "cpu"}

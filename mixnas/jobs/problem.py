@@ -322,13 +322,16 @@ def cost_tables(
     """
     sizes = {"image": space.image, "classes": space.classes}
     flops = CostTable(count.flops, **sizes)
+    memory = PeakMemory(image=space.image, classes=space.classes)
+    limited = any(limit.kind == "memory" for limit in limits)
     tables: dict[str, Table] = {"flops": flops, "params": CostTable(count.params, **sizes)}
-    if any(limit.kind == "memory" for limit in limits):
-        tables["memory"] = PeakMemory(image=space.image, classes=space.classes)
+    tables |= {"memory": memory} if limited else {}
     wanted = {edge.segment for edge in Graph(space).edges if edge.segment}
     listener.stage("counting", len(wanted))
     for segment in sorted(wanted, key=str):
         flops.segment(segment)
+        if limited:
+            memory.peak(segment)
         listener.advance(1)
     listener.end()
     return tables
