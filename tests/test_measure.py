@@ -250,6 +250,11 @@ class TestSearch:
         arch = Architecture.from_json(run.file("best.json").read_text())
         truth = 1.4 * takes(build(arch, SPACE.classes).eval(), (3, 32, 32))
         assert truth <= 1.6
+        run.file("summary.json").unlink()
+        device.slower = 1.0  # what was measured once decides, however fast the device is now
+        again = searched(tmp_path, "1.4-1.6ms").read("summary.json")
+        assert again["winner"] == summary["winner"]
+        assert again["tightened"] == summary["tightened"]
 
     def test_where_nothing_keeps_it_the_nearest_is_named(self, device, tmp_path):
         device.slower = 50.0

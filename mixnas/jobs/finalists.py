@@ -60,9 +60,9 @@ def name_winner(
     for number in range(ROUNDS):
         if number:
             trials = [*trials, *contest.further(number, limits, trials)]
-        if not contest.judge(trials, limits) or contest.kept:
+        if not contest.judge(number, trials, limits) or contest.kept:
             break
-        limits = tightened(problem.limits, contest.found, problem.devices)
+        limits = tightened(problem.limits, contest.until(number), problem.devices)
     winner = contest.winner()
     if not contest.kept:
         listener.note(_missed(winner, problem))
@@ -79,11 +79,16 @@ def name_winner(
 
 
 class _Contest:
-    """The finalists so far; an earlier call's are taken over from the run.
+    """The finalists so far; those of an earlier call are taken over, round by round.
+
+    So a run that was stopped goes on within the limits that its own measurements tightened.
 
     Attributes:
         found: what is known of each finalist.
         evaluator: scores architectures with fresh statistics.
+
+    Raises:
+        RunConflict: if what an earlier call found is damaged.
     """
 
     def __init__(self, problem: Problem, run: Run, workers: int, listener: Listener) -> None:
@@ -91,7 +96,11 @@ class _Contest:
         self.workers, self.listener = workers, listener
         self.evaluator = problem.evaluator(supernet(problem, run), fresh=True)
         self.report = list(problem.data.batches("report", batch=256))
-        self.found: list[dict[str, Any]] = []
+        self.found = _earlier(run)
+
+    def until(self, number: int) -> list[dict[str, Any]]:
+        """Return the finalists of the rounds up to and with one."""
+        return [entry for entry in self.found if entry["round"] <= number]
 
     @property
     def kept(self) -> list[dict[str, Any]]:
@@ -105,8 +114,10 @@ class _Contest:
         """Return the best that keeps the limits, or else the nearest to them."""
         return min(self.found, key=lambda e: (self._excess(e), e["rank"]["loss"], e["number"]))
 
-    def judge(self, trials: Sequence[Trial], limits: Sequence[Limit]) -> bool:
-        """Judge the best trials within some limits that have not been judged; say if any."""
+    def judge(self, number: int, trials: Sequence[Trial], limits: Sequence[Limit]) -> bool:
+        """Judge a round: the best trials within its limits, none twice; say if there are any."""
+        if any(entry["round"] == number for entry in self.found):
+            return True
         known = {entry["id"] for entry in self.found}
         chosen = [
             trial
@@ -124,7 +135,7 @@ class _Contest:
             self.listener.advance(1)
         spans = whole([trial.arch for trial in chosen], self.problem, self.listener)
         for trial, entry, figures in zip(chosen, found, spans, strict=True):
-            entry |= figures | {"predicted": _predicted(trial.arch, self.problem)}
+            entry |= figures | {"predicted": _predicted(trial.arch, self.problem), "round": number}
         self.listener.advance(1)
         self.listener.end()
         self.found += found
@@ -147,6 +158,19 @@ class _Contest:
         found = search_supernet(self.problem, self.run, self.workers, self.listener, one)
         fresh = [trial for trial in found if trial.arch.id not in known]
         return [replace(t, number=len(trials) + place) for place, t in enumerate(fresh)]
+
+
+def _earlier(run: Run) -> list[dict[str, Any]]:
+    """Return the finalists that a run has judged already."""
+    if not run.file(FINALISTS_FILE).is_file():
+        return []
+    found = run.read(FINALISTS_FILE)
+    wanted = {"number", "id", "rank", "report", "predicted", "round"}
+    if not isinstance(found, list) or not all(
+        isinstance(entry, dict) and wanted <= entry.keys() for entry in found
+    ):
+        raise run.broken(FINALISTS_FILE)
+    return found
 
 
 def _predicted(arch: Architecture, problem: Problem) -> dict[str, dict[str, float]]:
