@@ -29,14 +29,16 @@ a report are kept in one folder, runs/NAME; the same command goes on with it aft
 ```
 mixnas search --budget 1.5GFLOPs      embedded digits, in minutes
 mixnas search --budget 1.5GFLOPs --budget 20ms --data photos/
+mixnas measure                        latency of the space on this device
 mixnas spaces --budget 1.5GFLOPs      how many architectures fit
 mixnas show NAME                      what a run found
 mixnas compare NAME                   its winner beside published networks, trained alike
 ```
 
 **Budgets** are a number and a unit, and the unit names the cost: 1.5GFLOPs (multiply-adds of one
-image; GMACs is the same), 20ms (latency of one image on the device), 10Mparams (size),
-1.2-1.5GFLOPs (both ends). Several budgets hold together.
+image; GMACs is the same), 20ms (latency of one image on the device; 20ms@cuda, 20ms@table:FILE
+elsewhere), 200MB (peak memory of one inference), 10Mparams (size), 1.2-1.5GFLOPs (both ends).
+Several budgets hold together.
 """,
 )
 

@@ -23,8 +23,8 @@ Budget = Annotated[
     typer.Option(
         "--budget",
         metavar="AMOUNT",
-        help="Upper limit with its unit: 1.5GFLOPs, 20ms, 10Mparams, or a range 1.2-1.5GFLOPs; "
-        "repeat it for several that hold together.",
+        help="Upper limit with its unit: 1.5GFLOPs, 20ms, 20ms@cuda, 8ms@table:FILE|RUN, 200MB, "
+        "10Mparams, or a range 1.2-1.5GFLOPs; repeat it for several that hold together.",
         rich_help_panel=FIND,
     ),
 ]

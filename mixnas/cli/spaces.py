@@ -32,7 +32,7 @@ def spaces(
     ```
 
     With a budget: how many architectures fit, and which choices have no use under it. Here a
-    budget is in FLOPs or parameters; latency is measured by mixnas search.
+    budget is in FLOPs, parameters or memory; latency is measured by mixnas search.
     """
     from mixnas.jobs.spaces import spaces as job
 

@@ -64,8 +64,10 @@ class Sizes:
         Raises:
             InvalidTable: if one is missing or not a whole number above 0.
         """
-        for key, example in (("image", 224), ("classes", 1000), ("in_chans", 3)):
-            value = conditions.get(key, 3 if key == "in_chans" else None)
+        defaults = {"image": None, "classes": None, "in_chans": 3, "batch": 1}
+        examples = {"image": 224, "classes": 1000, "in_chans": 3, "batch": 1}
+        for key, example in examples.items():
+            value = conditions.get(key, defaults[key])
             if type(value) is not int or value < 1:
                 raise InvalidTable(
                     f"{where}: {key} {'missing' if value is None else repr(value)}; write a line "

@@ -1,5 +1,6 @@
 """Where measured limits hold: on a device that is here, or in a table measured elsewhere."""
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ from mixnas.cost.measured import Measured
 from mixnas.cost.predictor import Predictor
 from mixnas.errors import InvalidTable, MixnasError, RunConflict, TableMissing
 from mixnas.jobs.measure_space import measure_space
-from mixnas.jobs.measured_run import JOB, PREDICTOR, SUMMARY, TABLE
+from mixnas.jobs.measured_run import JOB, PREDICTOR, TABLE
 from mixnas.jobs.measuring import Bench, kept
 from mixnas.jobs.settings import Listener
 from mixnas.run import SETTINGS, Run, differences
@@ -86,7 +87,9 @@ def changed(found: Mapping[str, Any], conditions: Conditions) -> list[str]:
 
 def file_of(cost: str) -> str:
     """Return the name of the file that keeps a limited cost's device in a run."""
-    return f"{re.sub(r'[^A-Za-z0-9@.]+', '-', cost)}.json"
+    plain = re.sub(r"[^A-Za-z0-9@.]+", "-", cost)
+    digest = "" if plain == cost else f"-{hashlib.sha256(cost.encode()).hexdigest()[:6]}"
+    return f"{plain[-80:]}{digest}.json"
 
 
 def devices(
@@ -114,10 +117,28 @@ def devices(
         if limit.kind in MEASURED:
             path = folder / file_of(limit.cost)
             if path.is_file():
-                found[limit.cost] = Device.from_dict(Run.open(folder).read(path.name), str(path))
+                known = Device.from_dict(Run.open(folder).read(path.name), str(path))
+                _unchanged(known, limit, space, folder)
+                found[limit.cost] = known
             else:
                 found[limit.cost] = _device(limit, space, device, folder.parent, listener)
     return found
+
+
+def _unchanged(known: Device, limit: Limit, space: SearchSpace, folder: Path) -> None:
+    """Refuse a table whose figures are others than when the run began; one that is gone is fine."""
+    if not limit.where.startswith(ELSEWHERE):
+        return
+    try:
+        now = tabled(limit.where.removeprefix(ELSEWHERE), limit.kind, space, folder.parent)
+    except MixnasError:
+        return
+    was, here = known.predictor.measured, now.predictor.measured
+    if (was.parts, was.networks) != (here.parts, here.networks):
+        raise RunConflict(
+            f"budget {limit}: the table has changed since run {folder} began; give another --name "
+            "to search with the new figures, or put the old ones back"
+        )
 
 
 def _device(
@@ -128,14 +149,27 @@ def _device(
     else:
         where = Conditions.at(limit.where) if limit.where else Conditions.of(device)
         run = measure_space(Bench(space, where, limit.kind), runs, None, listener)
-        reference = run.read(SUMMARY).get("reference_ms")
-        found = Device(Predictor.from_dict(run.read(PREDICTOR)), where, reference)
+        predictor = _predictor(run)
+        reference = predictor.measured.conditions.get("reference_ms")
+        found = Device(predictor, where, reference)
     if not found.predictor.calibrated:
         listener.note(
             f"budget {limit}: too few whole networks were measured to know how far the sum of "
             "parts is off; the limit holds for the sum"
         )
     return found
+
+
+def _predictor(run: Run) -> Predictor:
+    """Return what a measured run's networks taught.
+
+    Raises:
+        RunConflict: if its file is damaged.
+    """
+    try:
+        return Predictor.from_dict(run.read(PREDICTOR))
+    except (InvalidTable, AttributeError, TypeError):
+        raise run.broken(PREDICTOR) from None
 
 
 def tabled(name: str, kind: str, space: SearchSpace, runs: Path) -> Device:
@@ -167,8 +201,6 @@ def _of_run(run: Run) -> tuple[Measured, Conditions | None]:
     try:
         chosen = {key: run.settings["conditions"][key] for key in Conditions.__annotations__}
         conditions = Conditions.of(**chosen)
-    except (KeyError, TypeError):
-        raise RunConflict(f"run {run.path}: {SETTINGS} lacks its conditions") from None
-    except MixnasError:  # a device that is not here
+    except (KeyError, TypeError, MixnasError):  # measured elsewhere, or on what is not here now
         return measured, None
     return measured, None if changed(measured.conditions, conditions) else conditions

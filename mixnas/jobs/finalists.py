@@ -60,15 +60,20 @@ def name_winner(
     for number in range(ROUNDS):
         if number:
             trials = [*trials, *contest.further(number, limits, trials)]
-        if not contest.judge(number, trials, limits) or contest.kept:
+        if not contest.judge(number, trials, limits) or contest.kept(number):
             break
         limits = tightened(problem.limits, contest.until(number), problem.devices)
     winner = contest.winner()
-    if not contest.kept:
+    if not contest.kept():
         listener.note(_missed(winner, problem))
     _write(run, trials, contest.found, winner, contest.evaluator)
     taken = {"finalists": time.perf_counter() - began}
-    facts: dict[str, Any] = {"judged": len(contest.found), "kept": bool(contest.kept)}
+    facts: dict[str, Any] = {"judged": len(contest.found), "kept": bool(contest.kept())}
+    facts["predicted_only"] = [
+        str(limit)
+        for limit in problem.limits
+        if limit.cost in problem.devices and winner.get(column(limit.cost)) is None
+    ]
     if limits != problem.limits:
         facts["tightened"] = [str(limit) for limit in limits]
     run.write("summary.json", _summary(problem, plan, run, trials, winner, taken) | facts)
@@ -102,10 +107,9 @@ class _Contest:
         """Return the finalists of the rounds up to and with one."""
         return [entry for entry in self.found if entry["round"] <= number]
 
-    @property
-    def kept(self) -> list[dict[str, Any]]:
-        """The finalists that keep every measured limit."""
-        return [entry for entry in self.found if not self._excess(entry)]
+    def kept(self, number: int = ROUNDS) -> list[dict[str, Any]]:
+        """Return those of them that keep every measured limit."""
+        return [entry for entry in self.until(number) if not self._excess(entry)]
 
     def _excess(self, entry: Mapping[str, Any]) -> float:
         return excess(entry, self.problem.limits, self.problem.devices)

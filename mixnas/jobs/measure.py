@@ -1,6 +1,6 @@
 """``mixnas measure``: how long a space's networks take on a device, part by part and whole."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,8 @@ def measure(
     for option, value, least in (("image", image, 16), ("classes", classes, 2)):
         if value is not None:
             at_least(option, value, least)
-    _one_task({"--from": table, "--template": template, "--explain": explain})
+    tasks = {"--from": table, "--template": template, "--explain": explain}
+    _one_task(tasks, dry_run=dry_run, of_one_image=cost == "latency" and batch == 1)
     listener, folder = listener or Silent(), Path(runs)
     if explain is not None:
         chosen = Conditions.of(device, runtime, threads=threads, batch=batch, precision=precision)
@@ -98,17 +99,33 @@ def measure(
     return measure_space(bench, folder, name, listener, told=True)
 
 
-def _one_task(tasks: dict[str, object]) -> None:
+def _one_task(tasks: Mapping[str, object], *, dry_run: bool, of_one_image: bool) -> None:
+    """Refuse tasks and options that exclude each other."""
     given = [option for option, value in tasks.items() if value is not None]
     if len(given) > 1:
         raise InvalidOption(f"{' and '.join(given)} given together; give one of them")
+    if given and dry_run:
+        raise InvalidOption(f"{given[0]} and --dry-run given together: only measuring has a plan")
+    if given == ["--template"] and not of_one_image:
+        raise InvalidOption(
+            "--template: its files are of one image, and its table is one of latency; leave out "
+            "--batch and --cost"
+        )
+
+
+def _name_of(path: Path, space: SearchSpace, cost: str) -> str:
+    """Return the default name of the run of a table: a template's is known by its folder."""
+    parent = path.resolve().parent.name
+    return "-".join([cost, space.name, *([parent] if path.stem == "table" else []), path.stem])
 
 
 def _imported(path: Path, space: SearchSpace, cost: str, runs: Path, name: str | None) -> Run:
     """Take over a table that was measured elsewhere."""
     measured = Measured.load(path)
     if measured.quantity != cost:
-        raise InvalidOption(f"{path}: a table of {measured.quantity}; give --cost {cost}")
+        raise InvalidOption(
+            f"{path}: a table of {measured.quantity}; give --cost {measured.quantity}"
+        )
     measured.check(space, str(path))
     settings = {
         "job": JOB,
@@ -121,7 +138,7 @@ def _imported(path: Path, space: SearchSpace, cost: str, runs: Path, name: str |
         "inlined": space.to_dict(),
         "source": str(path),
     }
-    with Run.create(runs, name or f"{cost}-{space.name}-{path.stem}", settings) as run:
+    with Run.create(runs, name or _name_of(path, space, cost), settings) as run:
         run.write("table.csv", measured.to_csv())
         conclude(run, measured, 0.0)
     return run

@@ -58,5 +58,9 @@ def shown(run: Run) -> dict[str, Any]:
     Raises:
         RunConflict: if it has not been concluded.
     """
+    summary = run.read(SUMMARY)
+    wanted = {"conditions", "points", "quality", "seconds", "quantity", "space", "image", "classes"}
+    if not isinstance(summary, dict) or not wanted <= summary.keys():
+        raise run.broken(SUMMARY)
     files = {name: str(run.file(name)) for name in PRODUCTS if run.file(name).is_file()}
-    return {**run.read(SUMMARY), "job": "measure", "files": files}
+    return {**summary, "job": "measure", "files": files}

@@ -72,7 +72,8 @@ class Bench:
         """The default name of the run: equal for equal parts under equal conditions."""
         genes = json.dumps(self.space.to_dict(), sort_keys=True)
         digest = hashlib.sha256(genes.encode()).hexdigest()[:6]
-        return "-".join([self.quantity, self.space.name, digest, self.conditions.name])
+        words = [self.quantity, self.space.name, digest, self.conditions.name]
+        return "-".join(words + [f"n{self.networks}"] * (self.networks != NETWORKS))
 
     def settings(self) -> dict[str, Any]:
         """Return what decides the figures, as a run keeps it."""
@@ -288,9 +289,13 @@ def kept(run: Run) -> Measured | None:
     if not path.is_file():
         return None
     try:
-        return Measured.from_csv(path.read_text(encoding="utf-8"), str(path))
+        found = Measured.from_csv(path.read_text(encoding="utf-8"), str(path))
     except (InvalidTable, UnicodeDecodeError):
         raise run.broken(TABLE) from None
+    ours = "source" not in run.settings and found.quantity == "latency"
+    if ours and not isinstance(found.conditions.get("reference_ms"), float):
+        raise run.broken(TABLE)
+    return found
 
 
 def sized(space: SearchSpace, image: int | None, classes: int | None) -> SearchSpace:

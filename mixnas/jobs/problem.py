@@ -1,5 +1,7 @@
 """A search made ready: `Problem` is what is searched, `Plan` what the search will take."""
 
+import hashlib
+import re
 import resource
 import time
 from collections.abc import Mapping
@@ -36,6 +38,9 @@ CALIBRATION = 4
 Table: TypeAlias = CostTable | PeakMemory | Predictor
 
 PLAN = "plan.json"
+LONGEST = 160
+"""Bytes of a default name at most."""
+
 EPOCHS = 26
 MOST_STEPS = {"cpu": 3000, "cuda": 50_000}
 LEAST_STEPS = 50
@@ -294,8 +299,12 @@ def kept_settings(
 
 
 def default_name(data: str, space: str, limits: tuple[Limit, ...], seed: int) -> str:
-    """Return the run's name: data, space, budget, seed."""
-    return "-".join([data, space, *map(str, limits), f"seed{seed}"])
+    """Return the run's name: data, space, budget, seed; what no folder can hold is left out."""
+    name = "-".join([data, space, *map(str, limits), f"seed{seed}"])
+    plain = re.sub(r"[/\\\s]+", "-", name)
+    if len(plain.encode()) <= LONGEST:
+        return plain
+    return f"{plain[: LONGEST // 4]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def deployed(space: SearchSpace, settings: Settings, data: datasets.Data) -> SearchSpace:

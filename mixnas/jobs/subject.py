@@ -89,6 +89,8 @@ def searched(run: Run) -> Subject:
     Raises:
         RunConflict: if there is none, or its file is damaged.
     """
+    if run.settings.get("job") == "measure":
+        raise RunConflict(f"run '{run.name}' is a measured table and has no winner; give a search")
     if not run.file("best.json").is_file():
         raise RunConflict(
             f"run '{run.name}' has no winner yet; go on with the search (mixnas show {run.name} "

@@ -82,7 +82,11 @@ def used(budget: str, winner: Mapping[str, Any]) -> str:
     limit = Limit.parse(budget)
     value = winner.get(column(limit.cost))
     if value is None:
-        return "not measured"
+        told = winner.get("predicted", {}).get(column(limit.cost))
+        if not told:
+            return "not measured"
+        share = from_column(limit.cost, told["high"]) / limit.high
+        return f"{share:.1%} used by the upper end of what is predicted; not measured there"
     value = from_column(limit.cost, value["median"] if isinstance(value, Mapping) else value)
     return f"{value / limit.high:.1%} used"
 

@@ -104,7 +104,7 @@ def runs(found: Sequence[Mapping[str, Any]]) -> RenderableType:
             run["run"],
             ", ".join(run["budget"]) or "-",
             str(run["data"] or "-"),
-            run["state"],
+            "measured table" if run["job"] == "measure" else run["state"],
             "-" if run["accuracy"] is None else f"{run['accuracy']:.1%}",
             _retrained(run["retrained"]),
             "-" if run["flops"] is None else amount("flops", run["flops"]),
