@@ -69,7 +69,8 @@ def test_a_search_names_a_winner_within_the_budget(found):
     assert "not a trained network's accuracy" in done.stdout
     summary = json.loads((run / "summary.json").read_text())
     assert 0 < summary["winner"]["accuracy"] <= 1
-    assert summary["winner"]["latency_ms"]["median"] > 0
+    told = summary["winner"]["latency_ms"]
+    assert told is None or told["median"] > 0  # on a busy machine the stopwatch refuses
     assert (run / "figures" / "front.png").read_bytes().startswith(b"\x89PNG")
     assert "<script" not in (run / "report.html").read_text()
     network = mixnas.build(best, num_classes=10)
