@@ -107,6 +107,26 @@ class SearchSpace:
                 stages.append(Stage(width, tuple(block(f"s{stride}.b{i}") for i in range(depth))))
         return Architecture(stem, tuple(stages))
 
+    def architectures(self) -> Iterator[Architecture]:
+        """Yield every architecture once, in the order of the choices; for small spaces."""
+        turns: list[int] = []
+        while True:
+            offered: list[int] = []
+
+            def choose(_: str, choices: tuple[Any, ...], offered: list[int] = offered) -> Any:
+                place = len(offered)
+                if place == len(turns):
+                    turns.append(0)
+                offered.append(len(choices))
+                return choices[turns[place]]
+
+            yield self.pick(choose)
+            while turns and turns[-1] + 1 == offered[len(turns) - 1]:
+                turns.pop()
+            if not turns:
+                return
+            turns[-1] += 1
+
     def sample(self, rng: Random) -> Architecture:
         """Draw each active gene uniformly (which is *not* uniform over architectures)."""
         return self.pick(lambda _, choices: rng.choice(choices))
