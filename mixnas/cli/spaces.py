@@ -31,8 +31,10 @@ def spaces(
     mixnas spaces --budget 1.5GFLOPs
     ```
 
-    With a budget: how many architectures fit, and which choices have no use under it. Here a
-    budget is in FLOPs, parameters or memory; latency is measured by mixnas search.
+    With a budget: how many architectures fit, how often each stem, mixer, width and depth stands
+    among them (what a found architecture has to be compared with), and which choices have no use.
+    Budgets repeat and hold together. Here a budget is in FLOPs, parameters or memory; latency is
+    measured by mixnas search.
     """
     from mixnas.jobs.spaces import spaces as job
 

@@ -111,14 +111,14 @@ class Counts:
 
         The bin comes first, then each edge in proportion to the ways that it leaves open.
         """
-        left = _choose(rng, self.totals[low : high + 1])
+        left = choose(rng, self.totals[low : high + 1].cumsum())
         if left is None:
             return None
         left += low
         path, node, last = [], 0, self.bins.graph.nodes - 1
         while node != last:
             a, b = self.first[node : node + 2]
-            chosen = _choose(rng, self.ways[self.end[a:b], self.back[a:b] + left])
+            chosen = choose(rng, self.ways[self.end[a:b], self.back[a:b] + left].cumsum())
             if chosen is None:
                 raise AssertionError("a counted path is not there")
             index = a + chosen
@@ -128,9 +128,13 @@ class Counts:
         return path
 
 
-def _choose(rng: Random, weights: Floats) -> int | None:
-    """Draw an index in proportion to its weight; None if all are 0."""
-    sums = weights.cumsum()
+def choose(rng: Random, sums: Floats) -> int | None:
+    """Draw an index in proportion to its weight; None if all are 0.
+
+    Args:
+        rng: the source of randomness.
+        sums: the weights' running sums.
+    """
     if not len(sums) or sums[-1] <= 0:
         return None
     index = sums.searchsorted(rng.random() * sums[-1], side="right")

@@ -16,7 +16,7 @@ operators of a traced forward pass; what it does not know is counted here or is 
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -146,18 +146,38 @@ def operators(
     """
     module = _module(model, classes, in_chans)
     shape = (in_chans, image, image) if isinstance(image, int) else image
+    named: Counter[str] = Counter()
+    for name, count in traced(module, shape, {}).items():
+        named[OPERATORS.get(name, name)] += count
+    return {name: count for name, count in named.most_common() if count}
+
+
+def traced(
+    module: nn.Module, shape: tuple[int, int, int], rules: Mapping[str, Rule]
+) -> dict[str, int]:
+    """Count what a module does to one input, operator by operator, in evaluation mode.
+
+    Args:
+        module: its mode, device and weights stay as they are.
+        shape: of the input without the batch, ``(C, H, W)``.
+        rules: what an operator counts (``aten::mul``), where that is not its multiply-adds.
+
+    Returns:
+        Counts by torch's name without ``aten::``.
+
+    Raises:
+        UncountedOp: if it uses an operator without a rule.
+    """
     reference = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     inputs = torch.zeros(1, *shape, device=reference.device, dtype=reference.dtype)
     analysis = FlopCountAnalysis(module, (inputs,))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    analysis.tracer_warnings("none").set_op_handle(**RULES, **dict.fromkeys(FREE))
+    handles = {**RULES, **dict.fromkeys(FREE), **rules}
+    analysis.tracer_warnings("none").set_op_handle(**handles)
     with _evaluating(module), torch.no_grad(), _PlainSizes():
         counted = analysis.by_operator()
     _refuse_unknown(analysis, module)
-    named: Counter[str] = Counter()
-    for name, count in counted.items():
-        named[OPERATORS.get(name, name)] += int(count)
-    return {name: count for name, count in named.most_common() if count}
+    return {name: int(count) for name, count in counted.items()}
 
 
 def without_memory(

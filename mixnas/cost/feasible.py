@@ -1,37 +1,39 @@
 """`Feasible`: the architectures of a space within its limits, by one dynamic programme.
 
-It counts them, draws uniformly among them (some genes given, if wanted), and finds the cheapest,
-the dearest and the nearest. The programme runs over the tightest limit's cost; further limits take
-out of the space what can never meet them, and reject the rest, a bounded number of times. So does
-peak memory, which is not a sum: see `mixnas.cost.bottleneck`.
+It counts them, draws uniformly among them (some genes given, if wanted), says how often each
+choice stands among them, and finds the cheapest, the dearest and the nearest. The programme runs
+over the costs of the two tightest limits at once; further limits take out of the space what can
+never meet them, and reject the rest, a bounded number of times. So does peak memory, which is not
+a sum: see `mixnas.cost.bottleneck`.
 """
 
 from collections.abc import Mapping, Sequence
-from math import ceil, floor
 from random import Random
 from typing import Any
 
 import numpy as np
 
 from mixnas.arch import Architecture
-from mixnas.cost.bins import Counts
 from mixnas.cost.bottleneck import Bottleneck
+from mixnas.cost.drawing import Drawing, Wish
 from mixnas.cost.graph import Graph
+from mixnas.cost.joint import Joint
 from mixnas.cost.limit import Limit
 from mixnas.cost.nearest import Nearest, changes
-from mixnas.cost.programme import FINE, Programme
+from mixnas.cost.programme import Programme
+from mixnas.cost.rates import Rates, counted, drawn
 from mixnas.cost.table import Additive, Peaking
 from mixnas.errors import BudgetUnreachable, InvalidOption
 from mixnas.space import SearchSpace
 
-COARSE = 1024
-"""Bins of a draw under given genes: a programme of its own at every training step."""
-FINEST = 65536
-"""Bins at most, when a narrow window rejects nearly every draw."""
 TRIES = 2000
 """Draws at most for one architecture."""
 STEPS = 50_000
 """Steps at most of a search for the nearest, at one number of changes."""
+SAMPLED = 400
+"""Draws of a fixed seed that estimate a count."""
+COUNTED = 2000
+"""Draws that tell base rates where limits reject."""
 
 
 class Feasible:
@@ -69,13 +71,31 @@ class Feasible:
         for programme in self._programmes:
             if reason := programme.unreachable(space.name):
                 raise BudgetUnreachable(reason)
-        if len(self._programmes) > 1:  # rejection is the less, the tighter the limit that leads
-            self._programmes.sort(key=lambda programme: programme.bounds()[1])
+        if len(self._programmes) > 1:  # rejection is the less, the tighter the limits that lead
+            self._programmes.sort(key=lambda each: (not each.cuts, each.bounds()[1]))
         self._main = self._programmes[0]
-        self._checked = self._programmes if self._main.slack else self._programmes[1:]
         self._allowed = np.logical_and.reduce([each.useful for each in self._programmes])
-        self._counts: dict[int, Counts] = {}
-        self._last: tuple[object, Counts] | None = None
+        self._joint = self._together()
+        if self._joint is not None:
+            self._allowed = self._allowed & self._joint.useful
+        held = self._programmes[: 2 if self._joint else 1]
+        self._checked = [
+            each for each in self._programmes if each.cuts and (each.slack or each not in held)
+        ]
+        self._drawing = Drawing(self._graph, self._main, self._joint, self._allowed)
+
+    def _together(self) -> Joint | None:
+        """Return the programme of the two tightest limits, if two cut something off.
+
+        Raises:
+            BudgetUnreachable: if nothing lies within both.
+        """
+        if not all(each.cuts for each in self._programmes[:2]) or len(self._programmes) < 2:
+            return None
+        joint = Joint(self._programmes[0], self._programmes[1], self._allowed)
+        if reason := joint.unreachable(self.space.name):
+            raise BudgetUnreachable(reason)
+        return joint
 
     @property
     def acceptance(self) -> float:
@@ -84,34 +104,62 @@ class Feasible:
 
     @property
     def exact(self) -> bool:
-        """Whether `count` is exact: one limit at most, of a sum, and few distinct costs."""
-        return not self._checked and self._main.exact is not None
+        """Whether `count` is exact: two limits at most, of sums, and few distinct costs."""
+        return not self._checked and bool(self._ways)
+
+    @property
+    def _ways(self) -> Sequence[Mapping[Any, int]] | None:
+        """The ways from each node by their exact sums, under one limit or two."""
+        return self._main.exact if self._joint is None else self._joint.exact
 
     def count(self) -> int:
         """Count the feasible architectures: exactly if `exact`, else as an estimate.
 
-        The estimate rounds costs to the nearest bin; further limits are estimated by the share
-        of 400 draws (of a fixed seed) that lie within them.
+        With one limit of a sum, costs are rounded to the nearest bin. With more, the draws' source
+        is counted, times the share of `SAMPLED` draws (of a fixed seed) that lie within all limits;
+        these draws count for `acceptance`.
         """
-        exact = self._main.exact
-        first = self._main.estimate() if exact is None else sum(exact[0].values())
-        if not self._checked:
-            return first
-        rng, counts = Random(0), self._counted(FINE, {})
-        window = self._main.window(counts, self._main.low, self._main.high)
-        paths = [path for _ in range(400) if (path := counts.draw(rng, *window))]
-        within = [path for path in paths if self._first(path)]
-        meeting = sum(self._others(path) for path in within)
-        # Edges that no other limit allows are left out of the draws, so out of their total.
-        upper = int(counts.totals[window[0] : window[1] + 1].sum())
-        return min(first, upper * meeting // len(paths)) if paths else 0
+        if self._ways is not None and not self._checked:
+            return sum(self._ways[0].values())
+        if self._joint is None and not self._checked:
+            return self._main.estimate()
+        (low, high), share = self.bounds(), self.tried(SAMPLED)
+        return min(max(int(self._drawing.total(self._whole) * share), low), high)
+
+    def tried(self, draws: int) -> float:
+        """Draw so often (by a fixed seed) and return the share that lay within every limit.
+
+        These draws count for `acceptance`.
+        """
+        rng, within = Random(0), 0
+        for _ in range(draws):
+            path = self._drawing.draw(rng, self._whole, 0)
+            within += path is not None and self._within(path)
+        self.drawn += draws
+        self.accepted += within
+        return within / draws
 
     def bounds(self) -> tuple[int, int]:
         """Return a lower and an upper bound of the count; equal if `exact`."""
         if self.exact:
             return self.count(), self.count()
         low, high = self._main.bounds()
+        if self._joint is not None:
+            low, both = self._joint.bounds
+            high = min(high, both)
         return (0 if self._checked else low), high
+
+    def rates(self) -> Rates:
+        """Return how often each choice stands among the feasible: the base rates.
+
+        Counted by the programme, without draws, under two limits of sums at most; with further
+        limits, or peak memory, from `COUNTED` draws of a fixed seed.
+        """
+        if not self._checked:
+            second = self._joint.second if self._joint else None
+            return counted(self._main, second, self._allowed)
+        rng = Random(0)
+        return drawn(self.space, (self.sample(rng) for _ in range(COUNTED)))
 
     def window(self) -> tuple[int, int]:
         """Return the costs of `least` and `greatest`, in the tightest limit's unit."""
@@ -130,8 +178,9 @@ class Feasible:
     def useful(self) -> dict[str, tuple[Any, ...]]:
         """Return the genes for `SearchSpace.keep`: the choices that something feasible makes.
 
-        Exact for one limit with one end. For a window, or several limits, it may keep a choice
-        too many; it never drops one that a feasible architecture makes.
+        Exact for one limit with one end, and for two where `exact`. For a window, or several
+        limits, it may keep a choice too many; it never drops one that a feasible architecture
+        makes.
         """
         return self._graph.used(self._allowed)
 
@@ -139,7 +188,8 @@ class Feasible:
         """Return the cheapest feasible architecture, by the tightest limit's cost.
 
         Exact where the limit has no lower end, or the costs are few; within a bin or two of it
-        (about a ten-thousandth of the budget) elsewhere, and where further limits cut it off.
+        (about a ten-thousandth of the budget) elsewhere; within a few bins (some hundredths of the
+        budget) where further limits cut it off.
         """
         return self._graph.architecture(self._extreme(greatest=False))
 
@@ -151,8 +201,8 @@ class Feasible:
         """Return a feasible architecture that changes the fewest genes.
 
         A gene is changed if both architectures use it with different values. One that is within
-        the limits is its own nearest. Exact for one limit, unless a narrow window exhausts the
-        search; further limits are met by trying the nearest ones in turn.
+        the limits is its own nearest. Exact, unless narrow windows exhaust the search: its bounds
+        are those of each cost by itself, and what meets them is tried in turn.
 
         Args:
             arch: an architecture of the space.
@@ -163,12 +213,14 @@ class Feasible:
             BudgetUnreachable: if none was found.
         """
         genes = self.space.genotype(arch)
-        finder = Nearest(
-            self._graph, self._main.cost, changes(self._graph, genes), self._allowed, rng
-        )
+        costs = np.stack([each.cost for each in self._programmes])
+        low = np.array([each.floor for each in self._programmes])
+        high = np.array([each.high for each in self._programmes])
+        finder = Nearest(self._graph, costs, changes(self._graph, genes), self._allowed, rng)
+        steps = STEPS if self._joint is None else STEPS // 10  # more of them are in vain
         for number in range(len(genes) + 1):
             finder.extend()
-            for path in finder.paths(number, self._main.floor, self._main.high, STEPS):
+            for path in finder.paths(number, low, high, steps):
                 if self._others(path):
                     return self._graph.architecture(path)
         return self.sample(rng or Random(0))
@@ -199,31 +251,33 @@ class Feasible:
             BudgetUnreachable: if there is none, or none was found in `TRIES` draws.
             NotInSpace: if a given gene or value is not offered.
         """
-        main, given = self._main, dict(given or {})
+        main = self._main
         least = main.low if low is None else max(main.low, low)
         most = main.high if high is None else min(main.high, high)
-        outside = 0
+        wish, missed = Wish(dict(given or {}), least, most, share), 0
         for _ in range(TRIES):
-            number = _fineness(
-                outside, (most - least) / max(main.high - main.least, 1), bool(given)
-            )
-            counts = self._counted(number, given)
-            bins = _part(counts, *main.window(counts, least, most), share)
-            path = counts.draw(rng, *bins)
+            path = self._drawing.draw(rng, wish, missed)
             if path is None:
-                raise BudgetUnreachable(self._none(given, least, most, None))
+                raise BudgetUnreachable(self._none(wish, None))
             self.drawn += 1
-            if not least - main.slack <= main.cost_of(path) <= most:
-                outside += 1
+            if not self._drawing.holds(path, wish):
+                missed += 1
             elif least <= main.value(path) <= most and self._others(path):
                 self.accepted += 1
                 return self._graph.architecture(path)
-        raise BudgetUnreachable(self._none(given, least, most, outside))
+        raise BudgetUnreachable(self._none(wish, missed))
 
-    def _none(self, given: Mapping[str, Any], low: int, high: int, outside: int | None) -> str:
+    @property
+    def _whole(self) -> Wish:
+        """Everything within the limits."""
+        return Wish({}, self._main.low, self._main.high, (0.0, 1.0))
+
+    def _none(self, wish: Wish, outside: int | None) -> str:
+        given, ends = wish.given, (wish.low, wish.high)
         budget = " and ".join(map(str, self.limits)) or "none"
         fixed = f" with {', '.join(f'{k}={v}' for k, v in given.items())}" if given else ""
-        window = f" at a cost of {low} to {high}" if (low, high) != self._ends else ""
+        whole = self._main.low, self._main.high
+        window = f" at a cost of {wish.low} to {wish.high}" if ends != whole else ""
         lies = "was found" if outside is not None else "lies"
         seen = "" if outside is None else f" in {TRIES} draws, {outside} of them missed its edges"
         return (
@@ -231,34 +285,22 @@ class Feasible:
             f"within it{seen}; widen the budget or the space"
         )
 
-    @property
-    def _ends(self) -> tuple[int, int]:
-        return self._main.low, self._main.high
-
-    def _first(self, path: list[int]) -> bool:
-        return self._main.floor <= self._main.cost_of(path) <= self._main.high
+    def _within(self, path: list[int]) -> bool:
+        """Say whether a path lies within every limit."""
+        return self._drawing.holds(path, self._whole) and self._others(path)
 
     def _others(self, path: list[int]) -> bool:
         """Say whether a path lies within every limit that the programme does not hold itself."""
         return all(programme.keeps(path) for programme in self._checked)
 
     def _extreme(self, *, greatest: bool) -> list[int]:
-        path = self._main.extreme(self._others, self._allowed, greatest=greatest)
+        if self._joint is not None:
+            path = self._joint.extreme(self._within, greatest=greatest)
+        else:
+            path = self._main.extreme(self._others, self._allowed, greatest=greatest)
         if path is None:
-            raise BudgetUnreachable(self._none({}, *self._ends, TRIES))
+            raise BudgetUnreachable(self._none(self._whole, TRIES))
         return path
-
-    def _counted(self, bins: int, given: Mapping[str, Any]) -> Counts:
-        """Return the ways under given genes; the last ones are kept, and those under none."""
-        if not given:
-            if bins not in self._counts:
-                self._counts[bins] = Counts(self._main.bins(bins), self._allowed)
-            return self._counts[bins]
-        key = bins, frozenset(given.items())
-        if self._last is None or self._last[0] != key:
-            allowed = self._allowed & self._graph.given(given)
-            self._last = key, Counts(self._main.bins(bins), allowed)
-        return self._last[1]
 
 
 def _programmes(
@@ -279,27 +321,3 @@ def _programmes(
             found.append(Programme(graph, limit, graph.measure(table.segment)))
     everything = Programme(graph, Limit("flops", 0, 0), graph.measure(lambda _: 0))
     return graph, found or [everything]
-
-
-def _fineness(outside: int, width: float, given: bool) -> int:
-    """Return how many bins to use.
-
-    Args:
-        outside: draws that missed the window so far.
-        width: of the window, as a share of the costs within the budget.
-        given: whether genes are given, so that the bins serve a few draws only.
-    """
-    if outside >= 512:
-        return FINEST
-    return COARSE if given and outside < 64 and width * COARSE > 64 else FINE
-
-
-def _part(counts: Counts, low: int, high: int, share: tuple[float, float]) -> tuple[int, int]:
-    """Return a part of the bins from `low` to `high`, between the outermost that are filled."""
-    if share == (0.0, 1.0):
-        return low, high
-    filled = np.flatnonzero(counts.totals[low : high + 1])
-    if not len(filled):
-        return low, high
-    first, span = low + int(filled[0]), int(filled[-1] - filled[0])
-    return first + floor(share[0] * span), first + ceil(share[1] * span)

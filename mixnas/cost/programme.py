@@ -111,6 +111,12 @@ class Programme:
         return mask
 
     @property
+    def cuts(self) -> bool:
+        """Whether the limit cuts anything off at all."""
+        cheapest, dearest = self.extremes
+        return self.limit.low > cheapest or self.limit.high < dearest
+
+    @property
     def two_sided(self) -> bool:
         """Whether both ends of the limit cut something off."""
         return self.least < self.floor <= self.high < self.greatest

@@ -16,6 +16,9 @@ from mixnas.space import SearchSpace, find, shipped
 
 Tables = Mapping[str, Additive | Peaking]
 
+TRIED = 200
+"""Draws that tell the acceptance."""
+
 
 def spaces(
     space: str | None = None,
@@ -37,9 +40,10 @@ def spaces(
     Returns:
         For each: name, file, image, classes, architectures, stems, stages, and the cheapest and
         dearest (flops, params, each on its own). With a budget also: budget, fitting (count, and
-        its lower and upper bound, all equal where it is exact), share of all, stem_shares (of
-        those that fit), and dropped (choices that no fitting architecture makes); or the reason
-        why none fits.
+        its lower and upper bound, all equal where it is exact), share of all, acceptance (of
+        draws: how many lay within every limit), stem_shares (of those that fit), rates (how often
+        each choice stands among them: `mixnas.cost.rates.Rates.to_dict`), and dropped (choices
+        that no fitting architecture makes); or the reason why none fits.
 
     Raises:
         InvalidSpace: if there is no such space, or it makes no sense.
@@ -127,32 +131,22 @@ def _fitting(
     facts: dict[str, Any] = {"budget": [str(limit) for limit in limits]}
     try:
         feasible = Feasible(space, limits, tables)
+        (lower, upper), count = feasible.bounds(), feasible.count()
+        rates, accepted = feasible.rates(), feasible.tried(TRIED)
     except BudgetUnreachable as error:
         if alone:
             raise
         facts |= {"fitting": {"count": 0, "lower": 0, "upper": 0}, "share": 0.0}
         return {**facts, "reason": str(error)}
-    (lower, upper), count = feasible.bounds(), feasible.count()
     return {
         **facts,
         "fitting": {"count": count, "lower": lower, "upper": upper},
         "share": count / space.size(),
-        "stem_shares": _stem_shares(space, limits, tables),
+        "acceptance": accepted,
+        "stem_shares": dict(rates.stems),
+        "rates": rates.to_dict(),
         "dropped": _dropped(space, feasible.useful()),
     }
-
-
-def _stem_shares(space: SearchSpace, limits: tuple[Limit, ...], tables: Tables) -> dict[str, float]:
-    """Return how often a uniform draw within the limits has each stem."""
-    counts: dict[str, int] = {}
-    for stem in space.genes["stem"]:
-        having = space.keep({**space.genes, "stem": (stem,)})
-        try:
-            counts[stem] = Feasible(having, limits, tables).count()
-        except BudgetUnreachable:
-            counts[stem] = 0
-    total = sum(counts.values())
-    return {stem: number / total if total else 0.0 for stem, number in counts.items()}
 
 
 def _dropped(space: SearchSpace, useful: Mapping[str, tuple[Any, ...]]) -> list[str]:

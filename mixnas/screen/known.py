@@ -12,6 +12,11 @@ from mixnas.terminal import rows
 
 MOST_DROPPED = 12
 """Choices without use that are named; the rest are counted (`--json` names all)."""
+RATES = {
+    "bins": "counted, with costs rounded to the nearest bin",
+    "draws": "of {draws:,} draws: further limits, or memory, only reject",
+}
+"""How base rates were found, where they are not exact."""
 
 
 def mixers(known: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -70,6 +75,25 @@ def _space(space: Mapping[str, Any]) -> Iterator[RenderableType]:
         lists = (stage["width"], stage["depth"], ratios, stage["mixers"])
         table.add_row(str(stage["stride"]), *(Text(listed(values)) for values in lists))
     yield table
+    if "rates" in space:
+        yield from _rates(space["rates"])
+
+
+def _rates(rates: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Render how often widths, depths and mixers stand among what fits, by stage."""
+    yield Text("\nAmong those that fit (mixers: of the blocks there):")
+    table = grid("stride", "width", "depth", "mixers", words=4)
+    for stride, widths in rates["widths"].items():
+        mixers: dict[str, float] = {}
+        for key, shares in rates["genes"].items():
+            if key.startswith(f"s{stride}.b") and key.endswith(".mixer"):
+                for mixer, share in shares.items():
+                    mixers[mixer] = mixers.get(mixer, 0.0) + share
+        blocks = sum(mixers.values())
+        of_blocks = {mixer: share / blocks for mixer, share in mixers.items()} if blocks else {}
+        lists = (_shares(widths), _shares(rates["depths"][stride]), _shares(of_blocks))
+        table.add_row(stride, *map(Text, lists))
+    yield table
 
 
 def _fitting(space: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -85,10 +109,15 @@ def _fitting(space: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     between = "" if exact else f"; between {count(fit['lower'])} and {count(fit['upper'])}"
     yield (
         f"fit {' and '.join(space['budget'])}",
-        f"{text}, {_share(space['share'])} of all{between}",
+        f"{text}, {_share(space['share'])} of all{between}; "
+        f"{_share(space['acceptance'])} of draws accepted",
     )
+    rates = space["rates"]
     for stem, share in space["stem_shares"].items():
         yield f"  stem {stem}", f"{_share(share)} of those that fit"
+    yield "  blocks", f"{rates['blocks']:.1f} on average: {_shares(rates['mixers'])}"
+    if rates["how"] != "exact":
+        yield "  rates", RATES[rates["how"]].format(draws=rates["draws"])
     dropped = space["dropped"]
     more = f"; and {len(dropped) - MOST_DROPPED} more" * (len(dropped) > MOST_DROPPED)
     yield "have no use", "; ".join(dropped[:MOST_DROPPED]) + more or "none: every choice fits some"
@@ -127,6 +156,11 @@ def _figures(published: Mapping[str, Any]) -> tuple[str, str, str]:
         amount("flops", round(published["flops"])),
         "-" if accuracy is None else f"{accuracy:g}%",
     )
+
+
+def _shares(shares: Mapping[str, float]) -> str:
+    """Return shares on one line, those that are 0 left out."""
+    return ", ".join(f"{name} {_share(share)}" for name, share in shares.items() if share)
 
 
 def _share(share: float) -> str:
