@@ -11,7 +11,7 @@ Inside mixnas activations are channels-last: a ``(B, C, H, W)`` tensor whose mem
 product over the last axis.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -279,24 +279,32 @@ class Scale(Elastic):
         super().__init__()
         self.weight = nn.Parameter(torch.full((channels,), gain))
 
-    def narrow(self, x: Tensor) -> tuple[Tensor]:  # type: ignore[override]
-        """Return the factors of this input's channels."""
-        return (corner(self.weight, x.shape[1]),)
+    def narrow(self, x: Tensor, gain: float = 1.0) -> tuple[Tensor]:  # type: ignore[override]
+        """Return the factors of this input's channels, times a gain."""
+        weight = corner(self.weight, x.shape[1])
+        return (weight if gain == 1.0 else weight * gain,)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Multiply each channel of ``(B, C, H, W)`` by its factor."""
-        (weight,) = self.narrow(x)
+    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        """Multiply each channel of ``(B, C, H, W)`` by its factor, times a gain."""
+        (weight,) = self.narrow(x, gain)
         return x * weight[:, None, None]
 
 
 @torch.no_grad()
-def extract_weights(source: nn.Module, target: nn.Module, run: Callable[[], object]) -> None:
+def extract_weights(
+    source: nn.Module,
+    target: nn.Module,
+    run: Callable[[], object],
+    origins: Mapping[str, str] | None = None,
+) -> None:
     """Copy into `target` the tensors that `source` uses in one forward pass.
 
     Args:
         source: a network of elastic layers.
         target: a smaller network whose elastic layers bear the same names.
         run: performs one forward pass of `source` in evaluation mode.
+        origins: layers of `target`, and modules of such, that `source` has under another name,
+            each with that name.
 
     Raises:
         RuntimeError: if a tensor of `target` is not fed by an elastic layer of `source`, which
@@ -319,7 +327,9 @@ def extract_weights(source: nn.Module, target: nn.Module, run: Callable[[], obje
 
     layers = dict(source.named_modules())
     hooks = [
-        layers[name].register_forward_hook(copy_into(name, layer), with_kwargs=True)
+        layers[_origin(name, origins or {})].register_forward_hook(
+            copy_into(name, layer), with_kwargs=True
+        )
         for name, layer in wanted.items()
     ]
     try:
@@ -332,3 +342,11 @@ def extract_weights(source: nn.Module, target: nn.Module, run: Callable[[], obje
             f"not extracted: {', '.join(sorted(missing))}; hold every parameter in a layer of "
             "mixnas.elastic"
         )
+
+
+def _origin(name: str, origins: Mapping[str, str]) -> str:
+    """Return a layer's name in the source: what stands for its longest prefix, again and again."""
+    for end in range(len(name), 0, -1):
+        if (end == len(name) or name[end] == ".") and name[:end] in origins:
+            return origins[name[:end]] + name[end:]
+    return name

@@ -8,7 +8,7 @@ For costs the network is a sequence of **segments** (`walk`) made of **parts** (
 module of its own that can be built, counted and timed alone; the same modules make the network.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
@@ -35,6 +35,7 @@ from mixnas.elastic import (
 from mixnas.errors import InvalidOption, NotInSpace
 from mixnas.features import Intermediates, Size
 from mixnas.folding import fold
+from mixnas.sharing import OneEach, Sharing, chosen, one_each
 from mixnas.space import SearchSpace
 
 Segment = tuple[Any, ...]
@@ -47,21 +48,28 @@ NORMS: Mapping[str, Callable[[int], nn.Module]] = {
 
 
 class Local(nn.Module):
-    """``x + BN(dw3x3(x))``: position for the mixers that have none (SHViT, section 3.3)."""
+    """``x + BN(dw3x3(x))``: position for the mixers that have none (SHViT, section 3.3).
+
+    Args:
+        dim: channels at most.
+        mixers: those for each of which there is a norm; one for all by default.
+    """
 
     forward: Callable[..., Tensor]
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, mixers: Collection[str] = ()) -> None:
         super().__init__()
         self.conv = Depthwise(dim)
-        self.norm = BatchNorm(dim)
+        self.norm = one_each(mixers, lambda: BatchNorm(dim))
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[no-redef]
+    def forward(self, x: Tensor, mixer: str | None = None) -> Tensor:  # type: ignore[no-redef]
         """Keep the shape ``(B, C, H, W)``."""
-        return x + self.norm(self.conv(x))
+        return x + chosen(self.norm, mixer)(self.conv(x))
 
-    def folded(self) -> Depthwise:
+    def folded(self) -> "Depthwise | Local":
         """Return the same as one convolution: the residual is a one in the kernel's middle."""
+        if isinstance(self.norm, OneEach):
+            return self
         conv = fold(self.conv, self.norm)
         middle = conv.weight.shape[-1] // 2
         conv.weight[:, :, middle, middle] += 1
@@ -76,25 +84,34 @@ class Mix(nn.Module):
         dim: channels at most.
         knobs: each knob's choices.
         drop_path: probability that a sample skips the mixer in training.
+        scaled: whether it has a layer scale of its own; else each call brings one.
     """
 
     def __init__(
-        self, name: str, dim: int, knobs: Mapping[str, tuple[Any, ...]], drop_path: float = 0.0
+        self,
+        name: str,
+        dim: int,
+        knobs: Mapping[str, tuple[Any, ...]],
+        drop_path: float = 0.0,
+        scaled: bool = True,
     ) -> None:
         super().__init__()
         kind = mixers.get(name)
         self.skipped = kind.skipped
         if not self.skipped:
+            self.gain = kind.gain
             self.norm = NORMS[kind.norm](dim)
             self.mixer = kind(dim, **knobs)
-            self.scale = Scale(dim, kind.gain)
+            self.scale = Scale(dim, kind.gain) if scaled else None
             self.drop = dropped(drop_path)
 
-    def forward(self, x: Tensor, **knobs: Any) -> Tensor:
-        """Keep the shape ``(B, C, H, W)``."""
+    def forward(self, x: Tensor, shared: nn.Module | None = None, **knobs: Any) -> Tensor:
+        """Keep the shape ``(B, C, H, W)``; the scale is `shared` where there is one."""
         if self.skipped:
             return x
-        return x + self.drop(self.scale(self.mixer(self.norm(x), **knobs)))
+        y = self.mixer(self.norm(x), **knobs)
+        y = cast(Scale, self.scale)(y) if shared is None else shared(y, self.gain)
+        return x + self.drop(y)
 
 
 def dropped(rate: float) -> nn.Module:
@@ -113,23 +130,33 @@ class Mlp(nn.Module):
         dim: channels at most.
         ratio: hidden channels at most, in multiples of the channels.
         drop_path: probability that a sample skips the branch in training.
+        norms: the mixers for each of which there is a norm; one for all by default.
+        scales: the mixers for each of which there is a layer scale; likewise.
     """
 
-    def __init__(self, dim: int, ratio: float, drop_path: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        ratio: float,
+        drop_path: float = 0.0,
+        norms: Collection[str] = (),
+        scales: Collection[str] = (),
+    ) -> None:
         super().__init__()
         self.ratio = ratio
-        self.norm = LayerNorm(dim)
+        self.norm = one_each(norms, lambda: LayerNorm(dim))
         self.expand = Linear(dim, int(dim * ratio))
         self.reduce = Linear(int(dim * ratio), dim)
-        self.scale = Scale(dim, 1.0)
+        self.scale = one_each(scales, lambda: Scale(dim, 1.0))
         self.drop = dropped(drop_path)
 
-    def forward(self, x: Tensor, ratio: float | None = None) -> Tensor:
+    def forward(self, x: Tensor, ratio: float | None = None, mixer: str | None = None) -> Tensor:
         """Keep the shape ``(B, C, H, W)``."""
         channels, height, width = x.shape[1:]
         hidden = int(channels * (self.ratio if ratio is None else ratio))
-        y = self.reduce(F.gelu(self.expand(tokens(self.norm(x)), hidden)), channels)
-        return x + self.drop(self.scale(grid(y, height, width)))
+        y = tokens(chosen(self.norm, mixer)(x))
+        y = self.reduce(F.gelu(self.expand(y, hidden)), channels)
+        return x + self.drop(chosen(self.scale, mixer)(grid(y, height, width)))
 
 
 class Merge(nn.Module):
@@ -154,6 +181,10 @@ class Merge(nn.Module):
         return fold(self.conv, self.norm)
 
 
+SHARED = Sharing()
+"""What is shared by default."""
+
+
 class Classifier(Linear):
     """The last linear layer, in the form that timm's users expect of a classifier."""
 
@@ -171,6 +202,7 @@ class MixBlock(nn.Module):
         offered: each mixer's knobs with their choices.
         ratio: the MLP's ratio at most.
         drop_path: probability that a sample skips the mixer, or the MLP, in training.
+        sharing: what the mixers have in common.
     """
 
     def __init__(
@@ -179,18 +211,42 @@ class MixBlock(nn.Module):
         offered: Mapping[str, Mapping[str, tuple[Any, ...]]],
         ratio: float,
         drop_path: float = 0.0,
+        sharing: Sharing = SHARED,
     ) -> None:
         super().__init__()
-        self.local = Local(dim)
+        several = tuple(offered) if len(offered) > 1 else ()
+        norms = several if sharing.norms == "mixer" else ()
+        scales = several if sharing.scale == "switchable" else ()
+        self.scale = Scale(dim, 1.0) if several and sharing.scale == "shared" else None
+        self.local = Local(dim, norms)
         self.mix = nn.ModuleDict(
-            {name: Mix(name, dim, knobs, drop_path) for name, knobs in offered.items()}
+            {
+                name: Mix(name, dim, knobs, drop_path, self.scale is None)
+                for name, knobs in offered.items()
+            }
         )
-        self.mlp = Mlp(dim, ratio, drop_path)
+        self.mlp = (
+            one_each(several, lambda: Mlp(dim, ratio, drop_path))
+            if sharing.feed_forward == "mixer"
+            else Mlp(dim, ratio, drop_path, norms, scales)
+        )
+        self.apart = bool(norms or scales)
 
     def forward(self, x: Tensor, block: Block) -> Tensor:
         """Keep the shape ``(B, C, H, W)``."""
-        x = self.mix[block.mixer](self.local(x), **block.options)
-        return self.mlp(x, block.ratio)
+        named = (block.mixer,) if self.apart else ()
+        scale = () if self.scale is None else (self.scale,)
+        x = self.mix[block.mixer](self.local(x, *named), *scale, **block.options)
+        return cast(Tensor, chosen(self.mlp, block.mixer)(x, block.ratio, *named))
+
+    def origins(self, mixer: str) -> dict[str, str]:
+        """Return where a mixer finds what others have in one place: a layer's name, ours."""
+        found = {
+            name: f"{name}.{mixer}"
+            for name, layer in self.named_modules()
+            if isinstance(layer, OneEach)
+        }
+        return found if self.scale is None else found | {f"mix.{mixer}.scale": "scale"}
 
 
 class Network(Intermediates):
@@ -207,6 +263,7 @@ class Network(Intermediates):
         drop_path: probability that a sample skips a branch of the last block in training; it
             rises linearly from 0 at the first (Huang et al. 2016, equation 4, as in DeiT). For
             stand-alone networks: a supernet's depth is the draw's.
+        sharing: what the mixers of a supernet's block have in common.
 
     Raises:
         InvalidOption: if the probability is not in [0, 1).
@@ -222,11 +279,13 @@ class Network(Intermediates):
         num_classes: int | None = None,
         in_chans: int = 3,
         drop_path: float = 0.0,
+        sharing: Sharing = SHARED,
     ) -> None:
         super().__init__()
         if not 0 <= drop_path < 1:
             raise InvalidOption(f"drop_path={drop_path!r} must be at least 0 and below 1")
         self.space = space
+        self.sharing = sharing
         self.in_chans = in_chans
         self.num_classes = space.classes if num_classes is None else num_classes
         width = {stride: max(space.genes[f"s{stride}.width"]) for stride in space.strides}
@@ -257,6 +316,7 @@ class Network(Intermediates):
                 {m: self.space.knobs(at, m) for m in genes[f"{at}.mixer"]},
                 max(genes[f"{at}.ratio"]),
                 next(rates),
+                self.sharing,
             )
             for at in (f"s{stride}.b{i}" for i in range(self.space.blocks(stride)))
         )
@@ -377,11 +437,23 @@ class Network(Intermediates):
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
-            extract_weights(self, small, lambda: self(image, arch))
+            extract_weights(self, small, lambda: self(image, arch), _origins(self, arch))
         finally:
             for module, training in modes:
                 module.training = training
         return small.train(self.training)
+
+
+def _origins(network: Network, arch: Architecture) -> dict[str, str]:
+    """Return what the supernet calls those layers that the stand-alone network names otherwise."""
+    found: dict[str, str] = {}
+    for index, stage in enumerate(arch.stages):
+        stride = str(arch.stem.stride << index)
+        for i, block in enumerate(stage.blocks):
+            at = f"stages.{stride}.{i}"
+            ours = cast(MixBlock, network.get_submodule(at)).origins(block.mixer)
+            found |= {f"{at}.{plain}": f"{at}.{own}" for plain, own in ours.items()}
+    return found
 
 
 def _feature_info(arch: Architecture) -> list[dict[str, Any]]:

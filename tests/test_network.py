@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from mixnas.arch import STEM_STRIDES, Block
 from mixnas.elastic import Elastic, Linear
-from mixnas.errors import NotInSpace
+from mixnas.errors import InvalidOption, NotInSpace
 from mixnas.network import Network, build, parts, walk
+from mixnas.sharing import Sharing
 from mixnas.space import SearchSpace
 
 
@@ -18,10 +19,20 @@ def images(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
 
 
-def worst_difference(space: SearchSpace, randomise, count: int, side: int) -> float:
+SHARINGS = [
+    Sharing(),
+    Sharing(scale="shared"),
+    Sharing(norms="mixer", scale="switchable"),
+    Sharing(feed_forward="mixer", norms="mixer"),
+]
+
+
+def worst_difference(
+    space: SearchSpace, randomise, count: int, side: int, sharing: Sharing = SHARINGS[0]
+) -> float:
     """Return the greatest difference between the supernet's path and the extracted network."""
     torch.manual_seed(0)
-    network = randomise(Network(space, 10).double()).eval()
+    network = randomise(Network(space, 10, sharing=sharing).double()).eval()
     rng = random.Random(0)
     batch = images(2, 3, side, side)
     worst = 0.0
@@ -35,6 +46,51 @@ def worst_difference(space: SearchSpace, randomise, count: int, side: int) -> fl
 
 def test_extraction_law_on_micro(micro, randomise_norms):
     assert worst_difference(micro, randomise_norms, 30, 64) < 1e-10
+
+
+@pytest.mark.parametrize("sharing", SHARINGS[1:], ids=str)
+def test_extraction_law_whatever_mixers_share(micro, randomise_norms, sharing):
+    assert worst_difference(micro, randomise_norms, 6, 32, sharing) < 1e-10
+
+
+@pytest.mark.parametrize("sharing", SHARINGS, ids=str)
+def test_a_network_alone_has_the_same_weights_whatever_its_supernet_shared(micro, rng, sharing):
+    arch = micro.sample(rng)
+    plain = build(arch, 10).state_dict()
+    alone = Network(micro, 10, sharing=sharing).extract(arch).state_dict()
+    assert {k: v.shape for k, v in alone.items()} == {k: v.shape for k, v in plain.items()}
+    assert list(Network(micro.only(arch), 10, sharing=sharing).state_dict()) == list(plain)
+
+
+def test_what_is_told_apart_is_not_shared(micro):
+    """Each kind of part has one tensor a mixer, or one for all, as it was asked for."""
+    block = "stages.8.0"
+    mixers = micro.genes["s8.b0.mixer"]
+    kinds = {
+        "local.norm.weight": Sharing(norms="mixer"),
+        "mlp.norm.weight": Sharing(norms="mixer"),
+        "mlp.scale.weight": Sharing(scale="switchable"),
+        "mlp.expand.weight": Sharing(feed_forward="mixer"),
+    }
+    for name, sharing in kinds.items():
+        plain = Network(micro, 10).state_dict()
+        apart = Network(micro, 10, sharing=sharing).state_dict()
+        assert f"{block}.{name}" in plain
+        assert f"{block}.{name}" not in apart
+        own = [key for key in apart if key.startswith(block) and _without(key, mixers) == name]
+        assert len(own) == len(mixers)
+    shared = Network(micro, 10, sharing=Sharing(scale="shared")).state_dict()
+    assert f"{block}.scale.weight" in shared
+    assert not [key for key in shared if key.startswith(f"{block}.mix") and ".scale." in key]
+
+
+def _without(key: str, mixers) -> str:
+    return ".".join(part for part in key.split(".")[3:] if part not in mixers)
+
+
+def test_an_unknown_sharing_is_refused():
+    with pytest.raises(InvalidOption, match="norms 'mixers' is not offered; did you mean 'mixer'"):
+        Sharing(norms="mixers")
 
 
 @pytest.mark.slow
@@ -152,10 +208,11 @@ def _in_order_of_use(network, arch):
 SHIFT_INVARIANT = ("score_bias.value",)
 
 
-def test_gradients_are_in_the_active_slice_and_nowhere_else(micro, rng, randomise_norms):
+@pytest.mark.parametrize("sharing", SHARINGS, ids=str)
+def test_gradients_are_in_the_active_slice_and_nowhere_else(micro, rng, randomise_norms, sharing):
     torch.manual_seed(0)
-    network = randomise_norms(Network(micro, 10).double()).train()
-    for _ in range(6):
+    network = randomise_norms(Network(micro, 10, sharing=sharing).double()).train()
+    for _ in range(6 if sharing == SHARINGS[0] else 2):
         arch = micro.sample(rng)
         network.zero_grad(set_to_none=True)
         used = _active(network, arch)

@@ -4,13 +4,23 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mixnas.errors import InvalidOption
+from mixnas.errors import InvalidOption, did_you_mean
 
 CLIP_MODES = ("norm", "agc", "value")
 """What is clipped: the whole gradient's norm, each unit's (Brock et al., 2021), each number."""
 
 DISTILLATIONS = ("none", "soft", "hard")
 """What a teacher teaches: nothing, its probabilities, its best class (Touvron et al., 2021)."""
+
+
+SUPERNET_KINDS = {
+    "spread": ("uniform", "stratified", "focused"),
+    "fairness": ("strict", "uniform", "none"),
+    "attention": ("none", "best", "worst"),
+    "lesson": ("soft", "alpha", "labels"),
+    "projection": ("none", "dearest", "others"),
+}
+"""What each of a supernet's choices may be; the first is the default."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,25 @@ class Recipe:
         ema: decay of the exponential moving average of the weights, warmed up.
         edge: share of the budget's span that counts as its upper or lower edge.
         patience: bad steps in a row (non-finite or exploding loss) before training stops.
+        spread: how random draws lie over the costs that their mixers can reach: "uniform" over
+            architectures; "stratified": each step's from equal strata of the costs; "focused":
+            likewise, but twice as densely at the upper end, where winners are, as in the middle.
+        fairness: mixers and stem of a draw: "strict": a place in a permutation of those offered
+            (FairNAS, Chu et al. 2021), "uniform": each at random, "none": as often as feasible
+            architectures have them.
+        attention: of each random draw's candidates, alike in mixers and cost, the one with the
+            least ("best") or the greatest ("worst") loss on the batch is trained (AttentiveNAS,
+            Wang et al. 2021); "none": there is one candidate.
+        candidates: how many, where attention chooses among them.
+        lesson: what all but the dearest learn from: "soft", the dearest's probabilities, by
+            cross-entropy, whose gradient is that of the KL divergence; "alpha", the same by
+            AlphaNet's adaptive alpha-divergence; "labels".
+        projection: whose gradient gives way where that of the dearest and another's conflict
+            (`mixnas.train.conflict`): "dearest" (NASViT, Gong et al. 2022), "others" or "none".
+        dearest_first: share of the steps, at the beginning, that train the dearest draw alone.
+
+    Raises:
+        InvalidOption: if one of these is not offered.
     """
 
     steps: int
@@ -42,6 +71,24 @@ class Recipe:
     ema: float = 0.99
     edge: float = 0.1
     patience: int = 10
+    spread: str = "uniform"
+    fairness: str = "strict"
+    attention: str = "none"
+    candidates: int = 3
+    lesson: str = "soft"
+    projection: str = "none"
+    dearest_first: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what there is not."""
+        for name, offered in SUPERNET_KINDS.items():
+            if getattr(self, name) not in offered:
+                known = did_you_mean(str(getattr(self, name)), offered)
+                raise InvalidOption(f"recipe, {name} '{getattr(self, name)}': not offered; {known}")
+        if self.candidates < 1:
+            raise InvalidOption(f"recipe, candidates {self.candidates}: give at least 1")
+        if not 0 <= self.dearest_first <= 1:
+            raise InvalidOption(f"recipe, dearest_first {self.dearest_first}: give 0 to 1")
 
 
 @dataclass(frozen=True)

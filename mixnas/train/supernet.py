@@ -1,9 +1,8 @@
 """Train a supernet: sandwich rule, in-place distillation, a guard, a checkpoint at any step.
 
 One step sees one batch. The dearest draw learns from the labels; the others learn from the
-dearest one's probabilities (in-place distillation, Yu and Huang, 2019; BigNAS). All of it is a
-pure function of the seed and the step, so a resumed training goes on bit for bit (on one CPU
-process).
+dearest one's probabilities (`mixnas.train.distil`). All of it is a pure function of the seed and
+the step, so a resumed training goes on bit for bit (on one CPU process).
 
 What AdamW does to weights that a step did not draw: a tensor of which no corner was drawn has no
 gradient and is left alone, neither moved nor decayed. Of a tensor that was drawn in part, the
@@ -15,12 +14,16 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
+import torch
 import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
+from mixnas.arch import Architecture
 from mixnas.errors import TrainingDiverged
 from mixnas.network import Network
+from mixnas.train.conflict import Projection, still
+from mixnas.train.distil import Lesson
 from mixnas.train.draws import Draw, Draws, tally
 from mixnas.train.optimise import Batch, Descent, Guard, State, StepResult, placed, precision
 from mixnas.train.recipe import Recipe
@@ -44,6 +47,8 @@ class SupernetTrainer:
         self.device = next(network.parameters()).device
         self.descent = Descent(network, recipe)
         self.guard = Guard(recipe.patience)
+        self.lesson = Lesson(recipe)
+        self.projection = Projection(network, recipe.projection)
         self.ema = ModelEmaV3(network, decay=recipe.ema, use_warmup=True, warmup_power=0.75)
 
     def run(self, batches: Iterator[Batch], until: int | None = None) -> Iterator[StepResult]:
@@ -66,29 +71,43 @@ class SupernetTrainer:
         images, labels = placed((images, labels), self.device)
         result = StepResult(self.step, self.descent.rate)
         self.descent.clear()
+        self.projection.clear()
         targets: Tensor | None = None
         counts: Counter[str] = Counter()
-        for draw in self.draws.at(self.step):
-            with precision(self.device):
-                logits = self.network(images, draw.arch).float()
-            loss = self._loss(logits, labels, targets)
+        for offered in self.draws.at(self.step):
+            draw = self._attended(offered, images, labels)
+            logits = self._answer(images, draw.arch)
+            loss = self.lesson(logits, labels, targets)
             if reason := self.guard.trouble(loss.item(), self.network.num_classes):
                 return self._skip(result, draw, reason)
             loss.backward()
+            self.projection.take(draw.role)
             if targets is None:
                 targets = logits.detach().softmax(dim=1)
                 result.accuracy = (logits.argmax(1) == labels).float().mean().item()
             result.losses[draw.role] = result.losses.get(draw.role, 0.0) + loss.item()
             counts[draw.role] += 1
             tally(self.tally, draw.arch)
+        self.projection.finish()
         result.losses = {role: loss / counts[role] for role, loss in result.losses.items()}
         return self._finish(result)
 
-    def _loss(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
-        """Learn from the labels (the dearest draw), or from the dearest draw's probabilities."""
-        if targets is None:
-            return F.cross_entropy(logits, labels, label_smoothing=self.recipe.smoothing)
-        return F.cross_entropy(logits, targets)
+    def _answer(self, images: Tensor, arch: Architecture) -> Tensor:
+        """Return the logits ``(B, classes)`` of an architecture."""
+        with precision(self.device):
+            return self.network(images, arch).float()
+
+    @torch.no_grad()
+    def _attended(self, draw: Draw, images: Tensor, labels: Tensor) -> Draw:
+        """Choose among a draw's candidates by their loss on the batch; the first of equals."""
+        if not draw.others:
+            return draw
+        archs = (draw.arch, *draw.others)
+        with still(self.network):
+            losses = [F.cross_entropy(self._answer(images, arch), labels) for arch in archs]
+        finite = torch.stack(losses).nan_to_num(math.inf)
+        place = finite.argmin() if self.recipe.attention == "best" else finite.argmax()
+        return Draw(draw.role, archs[int(place)])
 
     def _skip(self, result: StepResult, draw: Draw, reason: str) -> StepResult:
         """Leave the weights as they are; stop when it goes on."""
