@@ -23,12 +23,15 @@ class Score:
         loss: mean cross-entropy in nats.
         images: how many images were judged.
         loss_error: standard error of the loss, from its spread over the images.
+        beaten_by: id of the architecture that had certainly beaten it after so many images;
+            accuracy and loss are estimates then. None if every image was judged.
     """
 
     accuracy: float
     loss: float
     images: int
     loss_error: float = 0.0
+    beaten_by: str | None = None
 
     @property
     def standard_error(self) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from raced import Judge, raced
 from searching import Toy, evaluate, finish, make_evaluator
 
 from mixnas import cluster
@@ -79,6 +80,14 @@ def test_workers_do_not_change_the_trials(toy, tmp_path, monkeypatch, capfd):
     assert sorted(trial.number for trial in seen) == list(range(75))
     output = capfd.readouterr()
     assert output.out == output.err == ""
+
+
+def test_a_race_is_the_same_for_any_number_of_workers(toy, tmp_path):
+    alone = raced(toy.search(tmp_path / "alone", racing=0.01, population=20))
+    search = toy.search(tmp_path / "log", racing=0.01, population=20)
+    assert cluster.evaluate(search, Judge, workers=2, batch=3) == 0  # it judges nothing again
+    assert search.trials == alone.trials == read_trials(tmp_path / "log")
+    assert sum(trial.score.beaten_by is not None for trial in search.trials) > 5
 
 
 def test_bad_architectures_fail_alone(toy, tmp_path, capfd):

@@ -48,7 +48,7 @@ def test_gp_runs(toy, tmp_path):
     assert Counter(trial.generation for trial in search.trials) == {0: 12, 1: 12}
 
 
-@pytest.mark.parametrize("sampler", ["nsga2", "tpe", "evolution"])
+@pytest.mark.parametrize("sampler", ["surrogate", "nsga2", "tpe", "evolution"])
 def test_order_of_answers_does_not_matter(toy, tmp_path, sampler):
     undisturbed = finish(toy.search(tmp_path / "a", sampler=sampler))
     search, rng = toy.search(tmp_path / "b", sampler=sampler), Random(5)
@@ -238,7 +238,8 @@ def test_first_population_takes_the_stems_in_turn(toy, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampler", ["nsga2", "tpe", "evolution"])
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("sampler", ["surrogate", "nsga2", "tpe", "evolution"])
 def test_samplers_beat_chance(toy, tmp_path, sampler):
     def late(name, seed):
         log = tmp_path / f"{name}{seed}"

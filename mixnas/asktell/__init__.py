@@ -1,9 +1,10 @@
 """The search: ask and tell over Optuna under limits; its own append-only log is the truth."""
 
 from mixnas.asktell.export import export_optuna
+from mixnas.asktell.feasible_set import FeasibleSet
 from mixnas.asktell.samplers import SAMPLERS
-from mixnas.asktell.search import FeasibleSet, Search
-from mixnas.asktell.trial import Candidate, Trial, best, front, read_trials
+from mixnas.asktell.search import Search
+from mixnas.asktell.trial import Candidate, Trial, best, front, images, read_trials
 
 __all__ = [
     "SAMPLERS",
@@ -14,5 +15,6 @@ __all__ = [
     "best",
     "export_optuna",
     "front",
+    "images",
     "read_trials",
 ]

@@ -31,7 +31,7 @@ class Genotype:
 
     def encode(self, arch: Architecture, others: Genes) -> Genes:
         """Return the vector of an architecture; inactive genes are taken from ``others``."""
-        active = self._active(arch)
+        active = self.active(arch)
         return tuple(active.get(key, gene) for key, gene in zip(self.keys, others, strict=True))
 
     def random(self, rng: Random) -> Genes:
@@ -40,7 +40,7 @@ class Genotype:
 
     def mutant(self, genes: Genes, rng: Random) -> Genes:
         """Change one active gene to another of its choices."""
-        active = self._active(self.decode(genes))
+        active = self.active(self.decode(genes))
         places = [place for place, key in enumerate(self.keys) if key in active]
         if not places:
             return genes
@@ -49,7 +49,8 @@ class Genotype:
         changed = (genes[place] + step) % self.sizes[place]
         return (*genes[:place], changed, *genes[place + 1 :])
 
-    def _active(self, arch: Architecture) -> Mapping[str, int]:
+    def active(self, arch: Architecture) -> Mapping[str, int]:
+        """Return the open genes that an architecture uses, each as the index of its choice."""
         values = self.space.genotype(arch)
         return {
             key: self.space.genes[key].index(value)

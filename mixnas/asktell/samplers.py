@@ -1,4 +1,4 @@
-"""Where the next vector of genes comes from: Optuna's samplers, and regularised evolution.
+"""Where the next vector of genes comes from: a surrogate, Optuna's samplers, evolution.
 
 A sampler never keeps a random state: each draw is seeded by the caller, so a search rebuilt from
 its log draws what the undisturbed one would have drawn.
@@ -16,11 +16,14 @@ from optuna.distributions import CategoricalDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
+from mixnas.arch import Architecture
+from mixnas.asktell.feasible_set import FeasibleSet
 from mixnas.asktell.genotype import Genotype
+from mixnas.asktell.surrogate import SurrogateSampler
 from mixnas.asktell.trial import Genes, Trial
 from mixnas.errors import InvalidOption, did_you_mean
 
-SAMPLERS = ("nsga2", "tpe", "gp", "random", "evolution")
+SAMPLERS = ("surrogate", "nsga2", "tpe", "gp", "random", "evolution")
 
 
 class Sampler(Protocol):
@@ -42,8 +45,24 @@ class Sampler(Protocol):
         """Note the outcomes of a whole generation, in the order of their numbers."""
 
 
-def create(name: str, genotype: Genotype, population: int) -> Sampler:
+def create(
+    name: str,
+    genotype: Genotype,
+    population: int,
+    *,
+    feasible: FeasibleSet,
+    cost: Callable[[Architecture], int],
+    seed: int,
+) -> Sampler:
     """Make a sampler by its name.
+
+    Args:
+        name: one of `SAMPLERS`.
+        genotype: of the space.
+        population: size of a generation.
+        feasible: the architectures within the limits.
+        cost: the first cost, which the front weighs.
+        seed: of the search.
 
     Raises:
         InvalidOption: if there is no sampler of that name.
@@ -52,6 +71,8 @@ def create(name: str, genotype: Genotype, population: int) -> Sampler:
         raise InvalidOption(f"no sampler '{name}'; {did_you_mean(name, SAMPLERS)}")
     if name == "random":
         return UniformSampler()
+    if name == "surrogate":
+        return SurrogateSampler(genotype, feasible, cost, seed)
     if name == "evolution":
         return EvolutionSampler(genotype, population)
     return StudySampler(name, genotype, population)

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 from mixnas.arch import Architecture
 from mixnas.asktell import samplers
 from mixnas.asktell import trial as trials_module
+from mixnas.asktell.feasible_set import FeasibleSet
 from mixnas.asktell.genotype import Genotype
 from mixnas.asktell.log import Line, Log
 from mixnas.asktell.trial import Candidate, Genes, Trial, ask_line, asked, outcome, tell_line
@@ -22,21 +23,6 @@ from mixnas.space import SearchSpace
 FORMAT = 1
 STEM_DRAWS = 4
 MUTANTS = 60
-
-
-class FeasibleSet(Protocol):
-    """The architectures within the limits, as `mixnas.cost.feasible.Feasible` offers them."""
-
-    def __contains__(self, arch: Architecture) -> bool: ...
-
-    def bounds(self) -> tuple[int, int]:
-        """Return a lower and an upper bound of how many there are."""
-
-    def sample(self, rng: Random, given: Mapping[str, Any] | None = None) -> Architecture:
-        """Draw one uniformly."""
-
-    def nearest(self, arch: Architecture) -> Architecture:
-        """Return the feasible neighbour of an architecture."""
 
 
 class Search:
@@ -56,6 +42,7 @@ class Search:
         seed: of every draw.
         trials: how many good evaluations to make; failed ones do not count.
         population: size of a generation.
+        racing: error rate of the race that stops evaluations early; None judges every image.
         log: the log's file; an existing one is continued.
 
     Raises:
@@ -75,15 +62,19 @@ class Search:
         seed: int = 0,
         trials: int,
         population: int = 20,
+        racing: float | None = None,
         log: str | Path,
     ) -> None:
         _positive("trials", trials)
         _positive("population", population)
         self.space, self.seed, self.population = space, seed, population
+        self.racing = racing
         self.exhausted = False
         self._feasible, self._costs, self._goal = feasible, costs, trials
         self._genotype = Genotype(space)
-        self._sampler = samplers.create(sampler, self._genotype, population)
+        self._sampler = samplers.create(
+            sampler, self._genotype, population, feasible=feasible, cost=self._first_cost, seed=seed
+        )
         self._most = feasible.bounds()[1]
         self._stems = self._feasible_stems() if sampler != "random" else ()
         self._trials: list[Trial] = []
@@ -175,6 +166,7 @@ class Search:
 
     def _header(self, sampler: str, limits: Sequence[object]) -> Line:
         space = json.dumps(self.space.to_dict(), sort_keys=True)
+        racing = {} if self.racing is None else {"racing": self.racing}
         return {
             "format": FORMAT,
             "space": hashlib.sha256(space.encode()).hexdigest()[:16],
@@ -183,6 +175,7 @@ class Search:
             "seed": self.seed,
             "sampler": sampler,
             "population": self.population,
+            **racing,
         }
 
     def _resume(self, header: Line) -> None:
@@ -207,14 +200,21 @@ class Search:
                 self._trials[number] = self._trials[number].told(outcome(line))
         self._log.lines.clear()
 
+    def _first_cost(self, arch: Architecture) -> int:
+        return next((int(cost(arch)) for cost in self._costs.values()), 0)
+
     def _record(self, trial: Trial) -> None:
         self._trials.append(trial)
         self._seen.add(trial.arch.id)
         self._sampler.asked(trial)
 
     def _hand_out(self, trial: Trial) -> Candidate:
+        """Hand out a trial with its rival: of earlier generations, so it is the same for any N."""
         self._out.add(trial.number)
-        return Candidate(trial.number, trial.arch)
+        if self.racing is None:
+            return Candidate(trial.number, trial.arch)
+        rival = trials_module.rival(self._trials[: self._begin], trial.cost)
+        return Candidate(trial.number, trial.arch, rival)
 
     def _close_generation(self) -> None:
         self._sampler.told(self._trials[self._begin :])

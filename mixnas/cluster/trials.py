@@ -22,7 +22,8 @@ from mixnas.arch import Architecture
 from mixnas.asktell import Candidate, Search, Trial
 from mixnas.cluster.local import ATTEMPTS, connected, died, why
 from mixnas.errors import EvaluationFailed, MixnasError
-from mixnas.evaluate import Evaluator, Failure, Score
+from mixnas.evaluate import Failure, Score
+from mixnas.racing import Rival
 
 LINGER = 0.03
 """Seconds that an idle worker sleeps before it reports again."""
@@ -32,7 +33,7 @@ STILLBORN = 6
 
 def evaluate(
     search: Search,
-    make_evaluator: Callable[[], Evaluator],
+    make_evaluator: Callable[[], Callable[..., Score]],
     *,
     workers: int = 1,
     batch: int = 5,
@@ -41,7 +42,7 @@ def evaluate(
     progress: Callable[[Trial], None] | None = None,
     timeout: float | None = None,
     address: str | None = None,
-) -> None:
+) -> int:
     """Run a search to its end with N workers; it can be stopped and gone on with at any moment.
 
     A candidate whose evaluation raises is a failed trial with that reason. A worker that dies
@@ -49,7 +50,8 @@ def evaluate(
 
     Args:
         search: what asks and is told, here in this process.
-        make_evaluator: builds the evaluator, once in each worker.
+        make_evaluator: builds the evaluator, once in each worker; called with an architecture,
+            and with its rival where the search is a race.
         workers: how many evaluate at once.
         batch: candidates handed out together; fewer where a generation is small.
         threads: torch threads of each worker.
@@ -58,13 +60,16 @@ def evaluate(
         timeout: seconds after which a batch without an answer ends the search.
         address: a running Ray cluster to join; by default a private one is started and ended.
 
+    Returns:
+        How many images the workers judged once more, for rivals that others had judged.
+
     Raises:
         EvaluationFailed: if the evaluator cannot be built, a batch takes too long, or too many
             trials fail.
         StorageFull: if the log cannot be written.
     """
     if search.finished:
-        return
+        return 0
     desk = Desk(search, workers, batch, progress, timeout)
     with connected(workers, gpus, address) as folder:
         trainable = tune.with_resources(
@@ -90,6 +95,7 @@ def evaluate(
         ).fit()
     if desk.error:
         raise desk.error
+    return desk.rejudged
 
 
 @dataclass
@@ -98,6 +104,7 @@ class Desk:
 
     Attributes:
         error: what ends the search early.
+        rejudged: images that workers judged once more, for rivals that others had judged.
     """
 
     search: Search
@@ -106,6 +113,7 @@ class Desk:
     progress: Callable[[Trial], None] | None = None
     timeout: float | None = None
     error: MixnasError | None = None
+    rejudged: int = 0
     _given: dict[str, tuple[float, list[Candidate]]] = field(default_factory=dict)
     _live: set[str] = field(default_factory=set)
     _ready: list[Candidate] = field(default_factory=list)
@@ -148,6 +156,7 @@ class Desk:
         if broken := result.get("broken"):
             self.error = EvaluationFailed(f"the evaluator could not be built: {broken}")
             return
+        self.rejudged += int(result.get("again", 0))
         outcomes = json.loads(result.get("outcomes", "{}"))
         if outcomes:
             self._given.pop(worker, None)
@@ -225,7 +234,7 @@ class _Batches(Searcher):
         if not batch:
             return str(Searcher.FINISHED) if self._desk.over else None
         # As one string: Tune would merge, flatten and print nested configurations.
-        return {"batch": json.dumps([[c.number, c.arch.to_dict()] for c in batch])}
+        return {"batch": json.dumps([_written(candidate) for candidate in batch])}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -265,7 +274,7 @@ class _Worker(tune.Trainable):
         self._batch = config["batch"]
         try:
             # From our own driver through Ray's store; never from a file.
-            self._evaluate: Evaluator = cloudpickle.loads(make)()
+            self._evaluate: Callable[..., Score] = cloudpickle.loads(make)()
         except Exception as error:  # reported by `step`, for Tune would only retry
             self._broken = why(error)
         if "torch" in sys.modules:
@@ -278,18 +287,41 @@ class _Worker(tune.Trainable):
             time.sleep(LINGER)
             return {"outcomes": "{}"}
         batch, self._batch = json.loads(self._batch), ""
-        return {"outcomes": json.dumps({number: self._outcome(arch) for number, arch in batch})}
+        before = self._rejudged()
+        outcomes = {number: self._outcome(*arches) for number, *arches in batch}
+        return {"outcomes": json.dumps(outcomes), "again": self._rejudged() - before}
+
+    def _rejudged(self) -> int:
+        return int(getattr(self._evaluate, "again", 0))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._batch = new_config["batch"]
         return True
 
-    def _outcome(self, arch: dict[str, Any]) -> dict[str, Any]:
+    def _outcome(self, arch: dict[str, Any], rival: dict[str, Any] | None) -> dict[str, Any]:
+        against = () if rival is None else (_rival(rival),)
         try:
-            score = self._evaluate(Architecture.from_dict(arch))
+            score = self._evaluate(Architecture.from_dict(arch), *against)
         except Exception as error:
             return {"failed": why(error)}
         return asdict(score)
+
+
+def _written(candidate: Candidate) -> list[Any]:
+    """Return a candidate as plain data: number, architecture, rival."""
+    rival = candidate.rival
+    against = None if rival is None else _known(rival)
+    return [candidate.number, candidate.arch.to_dict(), against]
+
+
+def _known(rival: Rival) -> dict[str, Any]:
+    witnesses = [_known(one) for one in rival.witnesses]
+    return {"arch": rival.arch.to_dict(), "score": asdict(rival.score), "witnesses": witnesses}
+
+
+def _rival(written: dict[str, Any]) -> Rival:
+    witnesses = tuple(_rival(one) for one in written["witnesses"])
+    return Rival(Architecture.from_dict(written["arch"]), Score(**written["score"]), witnesses)
 
 
 def _name(trial: Any) -> str:
