@@ -30,9 +30,10 @@ from mixnas.cost.limit import Limit
 from mixnas.jobs.finalists import name_winner
 from mixnas.jobs.measuring import stopwatch
 from mixnas.jobs.problem import PLAN, Plan, Problem, prepare
+from mixnas.jobs.reuse import WEIGHTS
 from mixnas.jobs.search import search
 from mixnas.jobs.settings import Settings, Silent
-from mixnas.jobs.stages import WEIGHTS, first_round, search_supernet
+from mixnas.jobs.stages import first_round, search_supernet
 from mixnas.network import build
 from mixnas.run import Run
 from mixnas.timing.conditions import Conditions

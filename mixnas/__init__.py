@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from mixnas.cost.count import count_params as count_params
     from mixnas.errors import MixnasError as MixnasError
     from mixnas.folding import fuse as fuse
+    from mixnas.jobs.audit import audit as audit
     from mixnas.jobs.compare import compare as compare
     from mixnas.jobs.export import export as export
     from mixnas.jobs.measure import measure as measure
+    from mixnas.jobs.pick import pick as pick
     from mixnas.jobs.predict import predict as predict
+    from mixnas.jobs.replay import replay as replay
     from mixnas.jobs.retrain import retrain as retrain
     from mixnas.jobs.search import search as search
     from mixnas.network import Network as Network
@@ -30,6 +33,7 @@ _HOMES = {
     "Network": "mixnas.network",
     "Run": "mixnas.run",
     "SearchSpace": "mixnas.space",
+    "audit": "mixnas.jobs.audit",
     "build": "mixnas.network",
     "compare": "mixnas.jobs.compare",
     "count_flops": "mixnas.cost.count",
@@ -37,7 +41,9 @@ _HOMES = {
     "export": "mixnas.jobs.export",
     "fuse": "mixnas.folding",
     "measure": "mixnas.jobs.measure",
+    "pick": "mixnas.jobs.pick",
     "predict": "mixnas.jobs.predict",
+    "replay": "mixnas.jobs.replay",
     "retrain": "mixnas.jobs.retrain",
     "search": "mixnas.jobs.search",
 }

@@ -5,7 +5,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from errno import EDQUOT, EFBIG, ENOSPC
+from errno import EDQUOT, EFBIG, EMLINK, ENOSPC, EOPNOTSUPP, EPERM, EXDEV
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -30,6 +30,30 @@ def write(path: Path, data: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
         _flush_folder(path.parent)
+
+
+def link(source: Path, target: Path) -> None:
+    """Put a file's content at another place, whole or not at all: as a second name of the file.
+
+    Files are never changed in place here (`write` renames), so what holds for one name holds for
+    the other until it is written anew. Where the disk has no second names, the file is copied.
+
+    Raises:
+        StorageFull: if the disk is full.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    with guarded(target):
+        try:
+            temporary.unlink(missing_ok=True)
+            os.link(source, temporary)
+            temporary.replace(target)
+        except OSError as error:
+            if error.errno not in (EXDEV, EPERM, EMLINK, EOPNOTSUPP):
+                raise
+            write(target, source.read_bytes())
+        finally:
+            temporary.unlink(missing_ok=True)  # two names of one file are not renamed
+        _flush_folder(target.parent)
 
 
 @contextmanager

@@ -32,6 +32,8 @@ OPTIONS = {
     "show": "RUN --runs --json",
     "compare": "RUN --only --random --timm --seeds --epochs --workers --name --runs --dry-run "
     "--json --markdown --quiet",
+    "audit": "RUN --architectures --inside --seeds --epochs --resolution --workers --name --runs "
+    "--dry-run --json --quiet",
     "runs": "--runs --json",
     "mixers": "--json",
     "spaces": "--budget --space --mixers --image --classes --json",

@@ -33,6 +33,9 @@ mixnas measure                        latency of the space on this device
 mixnas spaces --budget 1.5GFLOPs      how many architectures fit
 mixnas show NAME                      what a run found
 mixnas compare NAME                   its winner beside published networks, trained alike
+mixnas audit NAME                     how far its ranking can be trusted
+mixnas pick NAME --budget 1.2GFLOPs   another budget from what it has learnt, in seconds
+mixnas replay NAME                    front and winner again, from its log alone
 ```
 
 **Budgets** are a number and a unit, and the unit names the cost: 1.5GFLOPs (multiply-adds of one

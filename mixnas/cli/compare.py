@@ -24,7 +24,8 @@ def compare(
         typer.Option(
             metavar="KIND,...",
             help="Who stands beside the winner: system (the five published ones), mixer (one "
-            "mixer alone), control (identity, attention), random, timm. Default: all.",
+            "mixer alone), control (identity, attention), random, timm, equal (random search by "
+            "trainings alone, for the compute of supernet and search). Default: all but equal.",
             rich_help_panel=BESIDE,
         ),
     ] = None,

@@ -74,7 +74,7 @@ def search(
         str,
         typer.Option(
             metavar="NAME",
-            help="How to choose them: nsga2, tpe, gp, random or evolution.",
+            help="How to choose them: surrogate, nsga2, tpe, gp, random or evolution.",
             rich_help_panel=SEARCH,
         ),
     ] = "nsga2",
@@ -86,6 +86,15 @@ def search(
             rich_help_panel=SEARCH,
         ),
     ] = "0",
+    racing: Annotated[
+        bool,
+        typer.Option(
+            "--racing/--no-racing",
+            help="Stop an evaluation as soon as a rival that is no dearer has certainly beaten it "
+            "(1 % error), or judge every image.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = True,
     workers: Annotated[
         str | None,
         typer.Option(
@@ -111,6 +120,15 @@ def search(
         ),
     ] = None,
     runs: Folder = "runs",
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh",
+            help="Train a supernet even if a finished run of the same space, data and recipe has "
+            "one that was trained for limits as wide as these.",
+            rich_help_panel=RUN,
+        ),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -149,6 +167,7 @@ def search(
         device=device,
         batch=whole("--batch", batch),
         resolution=maybe("--resolution", resolution),
+        racing=racing,
     )
     settings.check()
     crew = maybe("--workers", workers)
@@ -163,6 +182,7 @@ def search(
             workers=crew,
             name=name,
             runs=runs,
+            fresh=fresh,
             dry_run=dry_run,
             listener=listener,
         )

@@ -6,6 +6,7 @@ the table shows; what an earlier call has trained is kept and used.
 """
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mixnas.arch import Architecture
 from mixnas.errors import InvalidSpace, RunConflict
 from mixnas.jobs import entrants
 from mixnas.jobs.contest import Comparison, Contest
+from mixnas.jobs.equal import EqualCompute
 from mixnas.jobs.problem import Plan, reopen
 from mixnas.jobs.runs import command, finished, state
 from mixnas.jobs.settings import Listener, Silent, at_least, cores
@@ -45,8 +47,8 @@ def compare(
         seeds: trainings of each entrant.
         epochs: of each training; by default as many as the run's supernet had.
         random: how many random feasible architectures take part.
-        only: the kinds that stand beside the winner (`mixnas.jobs.entrants.KINDS`); all by
-            default.
+        only: the kinds that stand beside the winner (`mixnas.jobs.entrants.KINDS`); by default
+            all but ``equal``, the equal-compute control, which takes as long as the search did.
         timm: a network of timm that takes part; by default the nearest in cost of well-known
             ones.
         workers: processes that train; by default one for each core.
@@ -78,15 +80,22 @@ def compare(
     contest = Contest(searched, problem, winner, epochs, name, workers, listener)
     agree(searched.path, name, contest.settings)
     makers = entrants.makers(problem, winner, only, random, timm)
+    control = EqualCompute.of(searched, problem, contest.recipe) if "equal" in only else None
     if dry_run:
         there = (searched.path / name / SETTINGS).is_file()
         kept = Run.open(searched.path / name) if there else None
-        plan = contest.plan(makers, seeds, kept, keep=False)
+        first = len(control.lacking(kept)) if control else 0
+        plan = contest.plan(makers, seeds, kept, keep=False, first=first)
         listener.plan(plan.rows())
         return plan
     with Run.create(searched.path, name, contest.settings) as kept:
-        plan = contest.plan(makers, seeds, kept, keep=True)
+        first = len(control.lacking(kept)) if control else 0
+        plan = contest.plan(makers, seeds, kept, keep=True, first=first)
         listener.plan(plan.rows())
+        if control:
+            choose = partial(control.choose, kept, workers, listener)
+            makers |= entrants.equal(problem, choose)
+            plan = contest.plan(makers, seeds, kept, keep=True)
         results = contest.train(plan, kept)
         contest.conclude(plan, kept, results, contest.time(plan, kept, results))
         return kept

@@ -49,6 +49,7 @@ class Comparison:
         steps: of each training.
         workers: processes that train.
         images: that judge.
+        first: trainings that choose the equal-compute control, still to be done.
     """
 
     run: Path
@@ -61,11 +62,13 @@ class Comparison:
     steps: int
     workers: int
     images: int
+    first: int = 0
 
     @property
     def seconds(self) -> float:
         """How long it should take."""
         spans = sum(self.steps * self.pace.get(key, 0.0) for key, _ in self.trainings)
+        spans += self.first * self.steps * self.pace.get("winner", 0.0)
         return OVERHEAD + TIMING * len(self.entrants) + spans / self.workers
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,7 +83,7 @@ class Comparison:
             "seconds": self.seconds,
         }
         return own | {
-            n: getattr(self, n) for n in ("seeds", "epochs", "steps", "workers", "images")
+            n: getattr(self, n) for n in ("seeds", "epochs", "steps", "workers", "images", "first")
         }
 
     def rows(self) -> dict[str, str]:
@@ -95,6 +98,7 @@ class Comparison:
             "run": str(self.run),
             **{kind: "; ".join(labels) for kind, labels in kinds.items()},
             **{f"without {key}": reason for key, reason in self.absent.items()},
+            **({"equal": f"{self.first} random networks are trained first"} if self.first else {}),
             "trainings": f"{wanted} of {self.steps:,} steps ({self.epochs} epochs), {self.seeds} "
             f"seeds, {self.workers} workers{before}",
             "judged on": f"{self.images:,} images that chose nothing",
@@ -150,7 +154,13 @@ class Contest:
         }
 
     def plan(
-        self, makers: Mapping[str, Maker], seeds: int, kept: Run | None, *, keep: bool
+        self,
+        makers: Mapping[str, Maker],
+        seeds: int,
+        kept: Run | None,
+        *,
+        keep: bool,
+        first: int = 0,
     ) -> Comparison:
         """Find who takes part, what is still to be trained, and what it will take.
 
@@ -159,6 +169,7 @@ class Contest:
             seeds: trainings of each.
             kept: the comparison's folder, if it is there.
             keep: whether to write into it.
+            first: trainings that are to be done before.
         """
         entrants, absent = self._gather(makers, kept, keep)
         done = _results(kept, entrants, seeds, self._images)
@@ -171,10 +182,15 @@ class Contest:
             seeds=seeds,
             epochs=self.epochs,
             trainings=lacking,
-            pace=self._pace([e for e in entrants if (e.key, 0) in lacking], kept, keep),
+            pace=self._pace(
+                [e for e in entrants if (e.key, 0) in lacking or (first and e.key == "winner")],
+                kept,
+                keep,
+            ),
             steps=self.recipe.steps,
             workers=self.workers,
             images=self._images,
+            first=first,
         )
 
     def _gather(

@@ -20,8 +20,10 @@ from mixnas.jobs import one_mixer, scaling, timm_rivals
 from mixnas.jobs.problem import Problem
 from mixnas.jobs.scaling import Scales
 
-KINDS = ("system", "mixer", "control", "random", "timm")
-"""Who stands beside the winner; `--only` chooses among them."""
+KINDS = ("system", "mixer", "control", "random", "timm", "equal")
+"""Who may stand beside the winner; `--only` chooses among them."""
+USUAL = KINDS[:-1]
+"""Who does unless told: the equal-compute control takes as long as the search did."""
 
 MOST_DRAWS = 20
 """Draws at most, on average, for a random architecture that has not been drawn before."""
@@ -107,7 +109,7 @@ def makers(
     Args:
         problem: what was searched.
         winner: the best architecture.
-        only: the kinds beside the winner; none means all.
+        only: the kinds beside the winner; none means the usual ones. `equal` adds one more.
         random: how many random feasible architectures.
         timm: a network of timm by name; by default the nearest in cost among well-known ones.
     """
@@ -126,9 +128,19 @@ def makers(
         "random": {f"random-{i + 1}": partial(_random, i, problem, draws) for i in range(random)},
         "timm": {f"timm-{timm}" if timm else "timm": partial(_timm, timm, scales, winner)},
     }
-    wanted = set(only) or set(KINDS)
-    chosen = {key: make for kind in KINDS if kind in wanted for key, make in found[kind].items()}
+    wanted = set(only) or set(USUAL)
+    chosen = {key: make for kind in found if kind in wanted for key, make in found[kind].items()}
     return {"winner": partial(_arch, "winner", "winner", "the winner", problem, winner), **chosen}
+
+
+def equal(problem: Problem, choose: Callable[[], tuple[Architecture, str]]) -> dict[str, Maker]:
+    """Return the equal-compute control, which `choose` finds by training random networks."""
+
+    def make() -> Entrant:
+        arch, note = choose()
+        return _arch("equal", "equal", "random, equal compute", problem, arch, note)
+
+    return {"equal": make}
 
 
 def _arch(

@@ -5,7 +5,6 @@ chooses the winner; how good it is is read off other images, so that luck is not
 Where none keeps a measured limit, the search goes on within a tighter one.
 """
 
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -18,13 +17,14 @@ from safetensors.torch import save as save_tensors
 from mixnas import report
 from mixnas.arch import Architecture
 from mixnas.asktell import Trial
-from mixnas.asktell import trial as trials_module
-from mixnas.cost import count
 from mixnas.cost.feasible import Feasible
-from mixnas.cost.limit import Limit, column, in_column
-from mixnas.cost.table import CostTable
+from mixnas.cost.limit import Limit, column
 from mixnas.errors import BudgetUnreachable
 from mixnas.evaluate import Score, SupernetEvaluator, score
+from mixnas.jobs import front as fronts
+from mixnas.jobs import verdicts
+from mixnas.jobs.attribution import attribute
+from mixnas.jobs.found import Facts, closing, row, summary
 from mixnas.jobs.problem import Plan, Problem
 from mixnas.jobs.settings import Listener
 from mixnas.jobs.stages import Round, search_supernet, supernet
@@ -39,7 +39,14 @@ MORE = 4
 """A further round evaluates one in so many of the first round's trials."""
 
 FINALISTS_FILE = "finalists.json"
-PRODUCTS = ("trials.csv", "front.json", "best.json", "best.safetensors", "summary.json")
+PRODUCTS = (
+    "trials.csv",
+    "front.json",
+    fronts.FILE,
+    "best.json",
+    "best.safetensors",
+    "summary.json",
+)
 """What the stage leaves; what is missing of it is made again."""
 
 
@@ -56,6 +63,7 @@ def name_winner(
         return
     began = time.perf_counter()
     contest = _Contest(problem, run, workers, listener)
+    verdicts.begin(run, Facts.of(problem, plan, run), contest.found)
     limits = problem.limits
     for number in range(ROUNDS):
         if number:
@@ -66,17 +74,16 @@ def name_winner(
     winner = contest.winner()
     if not contest.kept():
         listener.note(_missed(winner, problem))
-    _write(run, trials, contest.found, winner, contest.evaluator)
+    judged = fronts.judged_fronts(
+        problem, run, trials, contest.found, contest.evaluator, contest.report, listener
+    )
+    _write(run, trials, contest.found, winner, contest.evaluator, judged)
     taken = {"finalists": time.perf_counter() - began}
-    facts: dict[str, Any] = {"judged": len(contest.found), "kept": bool(contest.kept())}
-    facts["predicted_only"] = [
-        str(limit)
-        for limit in problem.limits
-        if limit.cost in problem.devices and winner.get(column(limit.cost)) is None
-    ]
-    if limits != problem.limits:
-        facts["tightened"] = [str(limit) for limit in limits]
-    run.write("summary.json", _summary(problem, plan, run, trials, winner, taken) | facts)
+    facts = closing(problem.limits, problem.devices, contest.found, winner, limits)
+    seconds = {name: entry.get("seconds", 0.0) for name, entry in run.stages.items()} | taken
+    told = summary(Facts.of(problem, plan, run), trials, winner, run.read("front.json"), seconds)
+    run.write("summary.json", told | facts)
+    attribute(problem, run, trials)
     report.figures(run)
     report.html(run)
     run.mark("finalists", seconds=taken["finalists"])
@@ -126,7 +133,7 @@ class _Contest:
         chosen = [
             trial
             for trial in sorted(trials, key=lambda trial: (trial.loss, trial.number))
-            if trial.score
+            if trial.contends
             and trial.arch.id not in known
             and all(limit.excess(trial.costs[limit.cost]) <= 0 for limit in limits)
         ][:FINALISTS]
@@ -142,6 +149,7 @@ class _Contest:
             entry |= figures | {"predicted": _predicted(trial.arch, self.problem), "round": number}
         self.listener.advance(1)
         self.listener.end()
+        verdicts.record(self.run, number, found)
         self.found += found
         self.run.write(FINALISTS_FILE, self.found)
         return True
@@ -156,12 +164,17 @@ class _Contest:
             return []
         within = " and ".join(map(str, limits))
         self.listener.note(f"no finalist keeps the limits when measured; searching within {within}")
-        asked = max(2 * FINALISTS, self.problem.settings.trials // MORE)
+        asked = further_trials(self.problem.settings.trials)
         one = Round(number, limits, feasible, asked)
         known = {trial.arch.id for trial in trials}
         found = search_supernet(self.problem, self.run, self.workers, self.listener, one)
         fresh = [trial for trial in found if trial.arch.id not in known]
         return [replace(t, number=len(trials) + place) for place, t in enumerate(fresh)]
+
+
+def further_trials(trials: int) -> int:
+    """Return how many architectures a further round evaluates, after a first of so many."""
+    return max(2 * FINALISTS, trials // MORE)
 
 
 def _earlier(run: Run) -> list[dict[str, Any]]:
@@ -224,130 +237,15 @@ def _write(
     found: Sequence[Mapping[str, Any]],
     winner: Mapping[str, Any],
     evaluator: SupernetEvaluator,
+    judged: Mapping[str, Any],
 ) -> None:
-    """Write trials, front, finalists and the winner with its weights."""
+    """Write trials, fronts, finalists and the winner with its weights."""
     best = next(trial.arch for trial in trials if trial.number == winner["number"])
-    run.write("trials.csv", pandas.DataFrame([_row(trial) for trial in trials]))
-    front = trials_module.front(trials)
-    run.write("front.json", [_row(t) | {"arch": t.arch.to_dict()} for t in front])
+    run.write("trials.csv", pandas.DataFrame([row(trial) for trial in trials]))
+    run.write("front.json", fronts.front_rows(trials, judged))
+    run.write(fronts.FILE, judged)
     run.write(FINALISTS_FILE, list(found))
     network = evaluator.prepared(best)
     tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
     run.write("best.safetensors", save_tensors(tensors))
     run.write("best.json", best.to_json() + "\n")
-
-
-def _row(trial: Trial) -> dict[str, Any]:
-    """Return one line of ``trials.csv``."""
-    costs = {column(cost): in_column(cost, value) for cost, value in trial.costs.items()}
-    result = trial.score
-    return {
-        "number": trial.number,
-        "id": trial.arch.id,
-        "state": trial.state,
-        "origin": trial.origin,
-        "accuracy": result.accuracy if result else None,
-        "loss": result.loss if result else None,
-        "loss_error": result.loss_error if result else None,
-        "images": result.images if result else None,
-        **costs,
-        "stem": trial.arch.stem.kind,
-        "depth": sum(len(stage.blocks) for stage in trial.arch.stages),
-        "reason": trial.reason,
-    }
-
-
-def _summary(
-    problem: Problem,
-    plan: Plan,
-    run: Run,
-    trials: Sequence[Trial],
-    winner: Mapping[str, Any],
-    taken: Mapping[str, float],
-) -> dict[str, Any]:
-    """Return what ``mixnas show`` tells of a finished run."""
-    best = Architecture.from_dict(run.read("best.json"))
-    stages = {name: entry.get("seconds", 0.0) for name, entry in run.stages.items()} | dict(taken)
-    states = [trial.state for trial in trials]
-    return {
-        "format": 1,
-        "run": run.name,
-        "budget": [str(limit) for limit in problem.limits],
-        "data": problem.settings.data,
-        "space": problem.space.name,
-        "image": problem.space.image,
-        "classes": problem.space.classes,
-        "winner": _winner(problem, best, winner),
-        "front": run.read("front.json"),
-        "supernet": {"params": plan.params, "steps": plan.steps, "random": _random(trials)},
-        "trials": {
-            "asked": len(trials),
-            "complete": states.count("complete"),
-            "failed": states.count("failed"),
-        },
-        "seconds": {**stages, "total": sum(stages.values())},
-        "feasible": {"lower": plan.lower, "upper": plan.upper},
-    }
-
-
-MEASURED_COLUMNS = ("latency_ms", "energy_mj", "memory_mb")
-"""What columns of measured figures begin with."""
-
-
-def _winner(problem: Problem, best: Architecture, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the winner's figures: as budgeted, and at the size at which it was trained."""
-    side, labels = problem.data.image, len(problem.data.labels)
-    trained = CostTable(count.flops, image=side, classes=labels)
-    return {
-        "number": entry["number"],
-        "id": entry["id"],
-        "accuracy": entry["report"]["accuracy"],
-        "standard_error": entry["report"]["standard_error"],
-        "loss": entry["report"]["loss"],
-        "images": entry["report"]["images"],
-        "rank_accuracy": entry["rank"]["accuracy"],
-        "rank_loss": entry["rank"]["loss"],
-        "flops": entry["flops"],
-        "params": entry["params"],
-        **{key: value for key, value in entry.items() if key.startswith(MEASURED_COLUMNS)},
-        "predicted": entry["predicted"],
-        "flops_as_trained": trained(best),
-        "resolution": side,
-        "labels": labels,
-        "description": describe(best),
-        "arch": best.to_dict(),
-    }
-
-
-def describe(arch: Architecture) -> str:
-    """Return an architecture on one line: ``conv8 > 64: xnorm, hilo > 128: aff``."""
-    stages = (
-        f"{stage.width}: {', '.join(block.mixer for block in stage.blocks)}"
-        for stage in arch.stages
-    )
-    return " > ".join([arch.stem.kind, *stages])
-
-
-def _random(trials: Sequence[Trial]) -> dict[str, Any]:
-    """Return how random feasible architectures score: what the supernet has learnt.
-
-    The first population is drawn at random, so its spread beside its standard error says
-    whether the supernet can tell architectures apart.
-    """
-    scores = [t.score for t in trials if t.score and t.origin == "first"]
-    if not scores:
-        return {}
-    accuracies = [s.accuracy for s in scores]
-    losses = [s.loss for s in scores]
-    return {
-        "architectures": len(scores),
-        "accuracy": _spread(accuracies),
-        "loss": _spread(losses),
-        "standard_error": max(s.standard_error for s in scores),
-        "loss_error": statistics.median(s.loss_error for s in scores),
-        "loss_deviation": statistics.pstdev(losses),
-    }
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}

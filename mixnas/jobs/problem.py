@@ -5,7 +5,7 @@ import re
 import resource
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -27,6 +27,7 @@ from mixnas.jobs.devices import Device, devices, file_of
 from mixnas.jobs.settings import Listener, Settings, duration, seconds
 from mixnas.network import Network
 from mixnas.run import SETTINGS, Run, agree
+from mixnas.run import runs as runs_in
 from mixnas.space import SearchSpace
 from mixnas.train.draws import Draws
 from mixnas.train.recipe import Recipe
@@ -44,6 +45,8 @@ LONGEST = 160
 EPOCHS = 26
 MOST_STEPS = {"cpu": 3000, "cuda": 50_000}
 LEAST_STEPS = 50
+TRIED = 200
+"""Draws that tell the acceptance."""
 OVERHEAD = 45.0
 """Seconds for starting workers, timing finalists and writing the report."""
 
@@ -105,18 +108,19 @@ class Problem:
 
     def trainer(self, recipe: Recipe) -> SupernetTrainer:
         """Build a trainer at its first step."""
-        draws = Draws(
-            self.space,
-            self.feasible,
-            seed=self.settings.seed,
-            random=recipe.draws,
-            edge=recipe.edge,
-        )
+        draws = Draws.by(recipe, self.space, self.feasible, seed=self.settings.seed)
         return SupernetTrainer(self.network(), draws, recipe)
 
     def recipe(self, steps: int) -> Recipe:
         """Return the recipe for a number of steps."""
         return Recipe(steps=steps, batch=min(self.settings.batch, self.data.sizes["train"]))
+
+    def steps(self) -> int:
+        """Return how many steps the supernet is trained for, where no time is given."""
+        per_epoch = self.data.steps_per_epoch(self.recipe(LEAST_STEPS).batch)
+        if self.settings.epochs is not None:
+            return self.settings.epochs * per_epoch
+        return max(min(EPOCHS * per_epoch, MOST_STEPS[self.device.type]), LEAST_STEPS)
 
     def evaluator(self, network: Network, *, fresh: bool = False) -> SupernetEvaluator:
         """Judge by a trained supernet's weights, on the images that rank.
@@ -150,6 +154,8 @@ class Plan:
         evaluation_seconds: of one evaluation on one thread, measured.
         memory: bytes of the process after those steps, measured.
         workers: processes that evaluate.
+        source: the run whose supernet is taken over; None if one is trained.
+        acceptance: share of draws that lay within every limit; None in older plans.
     """
 
     steps: int
@@ -161,6 +167,8 @@ class Plan:
     evaluation_seconds: float
     memory: int
     workers: int
+    source: str | None = None
+    acceptance: float | None = None
 
     @property
     def training_seconds(self) -> float:
@@ -175,10 +183,22 @@ class Plan:
         """Return plain data."""
         return {"format": 1, **asdict(self)}
 
+    def _trained(self) -> str:
+        """Say what a step takes, or that none is made."""
+        if self.source is None:
+            return f"{1000 * self.step_seconds:.0f} ms each"
+        return f"taken over from run {self.source}: no training"
+
+    def _accepted(self) -> str:
+        """Say how many draws lie within every limit, where that is known."""
+        share = self.acceptance
+        return "" if share is None else f" ({100 * share:.3g} % of draws accepted)"
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Plan":
         """Read what `to_dict` wrote."""
-        return cls(**{field.name: data[field.name] for field in fields(cls)})
+        known = {"source": None, "acceptance": None, **data}  # older plans lack them
+        return cls(**{field.name: known[field.name] for field in fields(cls)})
 
     @classmethod
     def of(cls, run: Run) -> "Plan":
@@ -205,9 +225,9 @@ class Plan:
             "budget": " and ".join(str(limit) for limit in problem.limits)
             + f" (costs at {problem.space.image} px, {problem.space.classes} classes)",
             "space": f"{problem.full.name}: {problem.full.size():.3g} architectures, "
-            f"{_bounds(self.lower, self.upper)} fit",
+            f"{_bounds(self.lower, self.upper)} fit{self._accepted()}",
             "supernet": f"{describe('params', self.params)}, {self.steps:,} steps "
-            f"({self.epochs:.3g} epochs), {1000 * self.step_seconds:.0f} ms each",
+            f"({self.epochs:.3g} epochs), {self._trained()}",
             "search": f"{problem.settings.trials} architectures by {problem.settings.sampler}, "
             f"{self.workers} workers, {1000 * self.evaluation_seconds:.0f} ms each",
             "time": f"about {duration(total)} ({duration(self.training_seconds)} training)",
@@ -230,8 +250,18 @@ def prepare(settings: Settings, runs: Path, name: str | None, listener: Listener
     data = datasets.load(settings.data, seed=settings.seed, image=settings.resolution)
     full = deployed(full, settings, data)
     name = name or default_name(data.name, full.name, limits, settings.seed)
+    settings = _as_begun(settings, runs, name, listener)
     agree(runs, name, kept_settings(settings, limits, data, full))
     return _set_up(settings, runs / name, data, full, limits, device, listener)
+
+
+def _as_begun(settings: Settings, runs: Path, name: str, listener: Listener) -> Settings:
+    """Go on without racing in a run that was begun without it, by choice or before it was known."""
+    begun = next((run for run in runs_in(runs) if run.name == name), None)
+    if not settings.racing or begun is None or "racing" in begun.settings:
+        return settings
+    listener.note("the run goes on as it was begun: every image is judged, without racing")
+    return replace(settings, racing=False)
 
 
 def reopen(run: Run, listener: Listener) -> Problem:
@@ -242,8 +272,7 @@ def reopen(run: Run, listener: Listener) -> Problem:
         MixnasError: if the data or the device is not there.
     """
     try:
-        known: dict[str, Any] = {field.name: run.settings[field.name] for field in fields(Settings)}
-        settings = Settings(**known | {k: tuple(known[k]) for k in ("budget", "mixers")})
+        settings = Settings.from_dict(run.settings)
         full = SearchSpace.from_dict(run.settings["inlined"])
         fingerprint = run.settings["found"]["data"]
     except (KeyError, TypeError):
@@ -375,7 +404,7 @@ def rehearse(problem: Problem, workers: int) -> Plan:
         spans.append(time.perf_counter() - began)
     step_seconds = sum(spans[1:]) / len(spans[1:])
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    evaluation_seconds = _time_evaluation(problem, trainer)
+    evaluation_seconds = time_evaluation(problem, trainer.ema.module)
     per_epoch = problem.data.steps_per_epoch(batch)
     lower, upper = problem.feasible.bounds()
     plan = Plan(
@@ -384,6 +413,7 @@ def rehearse(problem: Problem, workers: int) -> Plan:
         params=sum(p.numel() for p in trainer.network.parameters()),
         lower=lower,
         upper=upper,
+        acceptance=problem.feasible.tried(TRIED),
         step_seconds=step_seconds,
         evaluation_seconds=evaluation_seconds,
         memory=memory,
@@ -394,13 +424,10 @@ def rehearse(problem: Problem, workers: int) -> Plan:
 
 
 def _steps(problem: Problem, plan: Plan, per_epoch: int) -> int:
-    """Choose the number of steps: by the epochs, by the time, or by the recipe."""
+    """Choose the number of steps: by the time, if one is given."""
     settings = problem.settings
-    if settings.epochs is not None:
-        return settings.epochs * per_epoch
-    usual = min(EPOCHS * per_epoch, MOST_STEPS[problem.device.type])
     if settings.time is None:
-        return max(usual, LEAST_STEPS)
+        return problem.steps()
     left = 0.9 * seconds(settings.time) - plan.search_seconds(settings.trials)
     steps = int(left / plan.step_seconds)
     if steps < LEAST_STEPS:
@@ -413,10 +440,10 @@ def _steps(problem: Problem, plan: Plan, per_epoch: int) -> int:
     return steps
 
 
-def _time_evaluation(problem: Problem, trainer: SupernetTrainer) -> float:
-    """Time one evaluation on one thread, as a worker will do it."""
+def time_evaluation(problem: Problem, network: Network) -> float:
+    """Time one evaluation by a supernet on one thread, as a worker will do it; in seconds."""
     threads = torch.get_num_threads()
-    evaluator = problem.evaluator(trainer.ema.module)
+    evaluator = problem.evaluator(network)
     torch.set_num_threads(1)
     try:
         arch = problem.feasible.sample(Random(0))

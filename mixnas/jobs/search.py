@@ -1,12 +1,14 @@
 """``mixnas search``: train a supernet, search it under a budget, name a winner.
 
-The stages, each of which resumes: **latency** (a table, if a limit asks for one), **training**,
-**search**, **finalists**. The run's folder says what has been done; the same call goes on.
+The stages, each of which resumes: **latency** (a table, if a limit asks for one), **training**
+(or a supernet that another run has trained, see `mixnas.jobs.reuse`), **search**, **finalists**.
+The run's folder says what has been done; the same call goes on.
 """
 
 from collections.abc import Iterable
 from pathlib import Path
 
+from mixnas.jobs import reuse
 from mixnas.jobs.finalists import name_winner
 from mixnas.jobs.problem import PLAN, Plan, Problem, prepare, rehearse
 from mixnas.jobs.settings import Listener, Settings, Silent, at_least, cores
@@ -30,9 +32,11 @@ def search(
     device: str = "auto",
     batch: int = 64,
     resolution: int | None = None,
+    racing: bool = True,
     workers: int | None = None,
     name: str | None = None,
     runs: str | Path = "runs",
+    fresh: bool = False,
     dry_run: bool = False,
     listener: Listener | None = None,
 ) -> Run | Plan:
@@ -46,7 +50,7 @@ def search(
             data set name.
         space: a shipped space's name or a TOML file.
         trials: architectures to evaluate.
-        sampler: ``nsga2``, ``tpe``, ``gp``, ``random`` or ``evolution``.
+        sampler: ``surrogate``, ``nsga2``, ``tpe``, ``gp``, ``random`` or ``evolution``.
         seed: of splits, training and search.
         epochs: passes over the training images; the recipe chooses by default.
         time: an upper bound such as ``"2h"``, which then chooses the epochs.
@@ -56,9 +60,11 @@ def search(
         device: where to train: ``auto``, ``cpu`` or ``cuda``.
         batch: images in a training step.
         resolution: side of the training images in pixels.
+        racing: whether an evaluation stops as soon as a rival has certainly beaten it.
         workers: processes that evaluate; by default one for each core.
         name: the run's folder; by default made of data, space, budget and seed.
         runs: the folder of all runs.
+        fresh: whether to train a supernet even if a run in that folder has one that fits.
         dry_run: stop before anything long, and return the plan.
         listener: is told how the job gets on.
 
@@ -83,18 +89,27 @@ def search(
         device=device,
         batch=batch,
         resolution=resolution,
+        racing=racing,
     )
     settings.check()
     workers = cores() if workers is None else workers
     at_least("workers", workers, 1)
     listener = listener or Silent()
     problem = prepare(settings, Path(runs), name, listener)
-    plan = None if problem.begun and not dry_run else rehearse(problem, workers)
+    plan = None if problem.begun and not dry_run else _planned(problem, workers, fresh)
     if plan and dry_run:
         listener.plan(plan.rows(problem))
         return plan
     with problem.open_run() as run:
         return _go_on(problem, run, workers, listener, plan)
+
+
+def _planned(problem: Problem, workers: int, fresh: bool) -> Plan:
+    """Plan by a supernet that is there, or else by a few steps of training one."""
+    source = None if fresh else reuse.find(problem)
+    if source is None:
+        return rehearse(problem, workers)
+    return reuse.rehearse(problem, source, workers)
 
 
 def _go_on(problem: Problem, run: Run, workers: int, listener: Listener, plan: Plan | None) -> Run:
@@ -104,6 +119,8 @@ def _go_on(problem: Problem, run: Run, workers: int, listener: Listener, plan: P
     else:
         run.write(PLAN, plan.to_dict())
     listener.plan(plan.rows(problem))
+    if plan.source is not None and not run.done("training"):
+        reuse.supply(problem, plan.source, run, listener)
     train_supernet(problem, plan, run, listener)
     trials = search_supernet(problem, run, workers, listener, first_round(problem))
     name_winner(problem, plan, run, trials, workers, listener)

@@ -3,12 +3,12 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
 from mixnas.errors import InvalidBudget, InvalidOption, did_you_mean
 
-SAMPLERS = ("nsga2", "tpe", "gp", "random", "evolution")
+SAMPLERS = ("surrogate", "nsga2", "tpe", "gp", "random", "evolution")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -70,6 +70,7 @@ class Settings:
         device: where to train: ``auto``, ``cpu`` or ``cuda``.
         batch: images in a training step.
         resolution: side of the training images, the data's by default.
+        racing: whether an evaluation stops as soon as a rival has certainly beaten it.
     """
 
     budget: tuple[str, ...]
@@ -86,6 +87,7 @@ class Settings:
     device: str = "auto"
     batch: int = 64
     resolution: int | None = None
+    racing: bool = True
 
     def check(self) -> None:
         """Refuse values outside what is allowed.
@@ -110,8 +112,20 @@ class Settings:
                 raise InvalidOption("time and epochs given together; --time chooses the epochs")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """Return plain data; no racing is not told, as it was not before there was any."""
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return plain if self.racing else {k: v for k, v in plain.items() if k != "racing"}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Settings":
+        """Read what `to_dict` wrote, beside whatever else there is.
+
+        Raises:
+            KeyError: if something is lacking.
+        """
+        known = {"racing": False, **data}
+        found = {field.name: known[field.name] for field in fields(cls)}
+        return cls(**found | {name: tuple(found[name]) for name in ("budget", "mixers")})
 
 
 def at_least(name: str, value: object, least: int) -> None:

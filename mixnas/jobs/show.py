@@ -7,7 +7,9 @@ from typing import Any
 
 from mixnas.errors import RunConflict
 from mixnas.jobs import measured_run, retrained
+from mixnas.jobs.audited import audits, is_audit
 from mixnas.jobs.runs import command, finished, job, progress, state
+from mixnas.report import ATTRIBUTED, FRONTS_FILE, rejudged
 from mixnas.run import SETTINGS, Run
 from mixnas.run import runs as runs_in
 
@@ -15,8 +17,12 @@ PRODUCTS = (
     "best.json",
     "best.safetensors",
     "front.json",
+    "fronts.json",
     "trials.csv",
     "figures/front.png",
+    "figures/fronts.png",
+    "attribution.csv",
+    "figures/attribution.png",
     "figures/training.png",
     "figures/winner.png",
     "report.html",
@@ -37,8 +43,9 @@ def show(run: str | Path | Run, runs: str | Path = "runs") -> dict[str, Any]:
         products that are there) and exports (the record of each form). Of an unfinished one:
         progress. Of a finished one: the whole of its ``summary.json``, load (Python that loads
         the winner, or what was trained) and next (the command that follows). Of a finished search:
-        the winner's architecture, comparisons (name, sentence and folder of each that is done) and
-        retrainings (as `mixnas.jobs.retrained.described` says).
+        the winner's architecture, comparisons (name, sentence and folder of each that is done),
+        audits (as `mixnas.jobs.audited.audits` says) and retrainings (as
+        `mixnas.jobs.retrained.described` says).
 
     Raises:
         RunConflict: if there is no such run, or its files cannot be read.
@@ -73,7 +80,11 @@ def show(run: str | Path | Run, runs: str | Path = "runs") -> dict[str, Any]:
             **found.read("summary.json"),
             **common,
             **_winner(found),
+            **_fronts(found),
+            **_rejudged(found),
+            **_attributed(found),
             "comparisons": comparisons,
+            "audits": list(audits(found)),
             "retrainings": retrainings,
             "next": retrained.next_step(found, retrainings),
         }
@@ -98,7 +109,8 @@ def open_run(name: str | Path, folder: Path) -> Run:
 def _comparisons(run: Run) -> Iterator[dict[str, str]]:
     """Yield the comparisons in a run's folder that are done."""
     for kept in runs_in(run.path):
-        if kept.file("summary.json").is_file() and not retrained.is_retraining(kept):
+        other = retrained.is_retraining(kept) or is_audit(kept)
+        if kept.file("summary.json").is_file() and not other:
             summary = kept.read("summary.json")
             if "sentence" in summary:
                 told = {"name": kept.name, "sentence": str(summary["sentence"])}
@@ -110,6 +122,24 @@ def _again(run: Run) -> str:
     inside = retrained.is_retraining(run) and run.settings.get("of") is not None
     words = [str(run.path)] if inside else [run.name, *retrained.where(run.path.parent)]
     return shlex.join(["mixnas", "show", *words])
+
+
+def _rejudged(run: Run) -> dict[str, Any]:
+    """Return what a race cost beside its own images: those that workers judged for rivals."""
+    again = rejudged(run)
+    return {"rejudged": again} if again else {}
+
+
+def _attributed(run: Run) -> dict[str, Any]:
+    """Return which mixer helps where; a run of long ago does not say."""
+    known = run.file(ATTRIBUTED).is_file()
+    return {"attribution": run.read(ATTRIBUTED)} if known else {}
+
+
+def _fronts(run: Run) -> dict[str, Any]:
+    """Return the fronts as they were judged afresh; a run of long ago has none."""
+    known = run.file(FRONTS_FILE).is_file()
+    return {"fronts": run.read(FRONTS_FILE)} if known else {}
 
 
 def _winner(run: Run) -> dict[str, Any]:

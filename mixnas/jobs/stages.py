@@ -10,8 +10,6 @@ from typing import Any
 
 import pandas
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
@@ -19,19 +17,19 @@ from mixnas import cluster
 from mixnas.asktell import Search, Trial
 from mixnas.cost.feasible import Feasible
 from mixnas.cost.limit import Limit
-from mixnas.errors import RunConflict
 from mixnas.evaluate import SupernetEvaluator
+from mixnas.jobs import reuse
 from mixnas.jobs.problem import Plan, Problem
+from mixnas.jobs.reuse import CURVE
 from mixnas.jobs.settings import Listener, cores
 from mixnas.network import Network
+from mixnas.racing import RATE, RacingEvaluator
 from mixnas.run import Run
 from mixnas.space import SearchSpace
 from mixnas.train.optimise import StepResult
 from mixnas.train.supernet import SupernetTrainer, weights
 
 STATE = "supernet.state.pt"
-WEIGHTS = "supernet.safetensors"
-CURVE = "supernet.csv"
 EVERY = 30.0
 """Seconds of training between checkpoints: what a kill can lose."""
 
@@ -73,7 +71,8 @@ def train_supernet(problem: Problem, plan: Plan, run: Run, listener: Listener) -
         keeper.keep()
         raise
     keeper.keep()
-    run.write(WEIGHTS, save_tensors(weights(trainer)))
+    data = save_tensors(weights(trainer))
+    reuse.keep(problem, run, steps=plan.steps, epochs=plan.epochs, params=plan.params, data=data)
     run.mark("training", seconds=keeper.seconds(began), drawn=dict(sorted(trainer.tally.items())))
     run.file(STATE).unlink(missing_ok=True)
     listener.end()
@@ -150,12 +149,17 @@ class Round:
     @property
     def log(self) -> str:
         """The name of its log."""
-        return f"log.{self.number}.jsonl" if self.number else "log.jsonl"
+        return log_of(self.number)
 
     @property
     def stage(self) -> str:
         """The name under which it is marked as done."""
         return f"search.{self.number}" if self.number else "search"
+
+
+def log_of(number: int) -> str:
+    """Return the name of a round's log."""
+    return f"log.{number}.jsonl" if number else "log.jsonl"
 
 
 def first_round(problem: Problem) -> Round:
@@ -179,6 +183,7 @@ def search_supernet(
         sampler=problem.settings.sampler,
         seed=problem.settings.seed + one.number,
         trials=one.trials,
+        racing=RATE if problem.settings.racing else None,
         log=run.file(one.log),
     )
     try:
@@ -186,16 +191,18 @@ def search_supernet(
             began = time.perf_counter()
             listener.stage("search", one.trials, search.complete)
             evaluator = problem.evaluator(supernet(problem, run))
-            cluster.evaluate(
+            build = partial(rebuild, *shared(evaluator))
+            again = cluster.evaluate(
                 search,
-                partial(rebuild, *shared(evaluator)),
+                partial(racer, build) if search.racing else build,
                 workers=workers,
                 progress=_reporter(search, listener),
             )
             if search.exhausted:
                 listener.note(f"all {search.complete} feasible architectures have been evaluated")
             listener.end()
-            run.mark(one.stage, seconds=time.perf_counter() - began, exhausted=search.exhausted)
+            facts = {"exhausted": search.exhausted, "rejudged": again}
+            run.mark(one.stage, seconds=time.perf_counter() - began, **facts)
         return search.trials
     finally:
         search.close()
@@ -219,16 +226,21 @@ def _reporter(search: Search, listener: Listener) -> Callable[[Trial], None]:
 
 
 def supernet(problem: Problem, run: Run) -> Network:
-    """Return the trained supernet, on the CPU."""
-    network = Network(problem.space, len(problem.data.labels))
-    try:
-        network.load_state_dict(load_tensors(run.file(WEIGHTS).read_bytes()))
-    except (OSError, RuntimeError, SafetensorError):
-        raise RunConflict(
-            f"{run.file(WEIGHTS)} is missing or damaged; remove {run.file('stages.json')} and "
-            "repeat the command that made the run: the supernet is trained again"
-        ) from None
-    return network.to(memory_format=torch.channels_last).eval()
+    """Return the supernet that the run has trained or taken over, on the CPU.
+
+    It may hold more than the problem's space, if it was trained for wider limits.
+
+    Raises:
+        RunConflict: if its file is missing or damaged.
+    """
+    trained = reuse.of(run)
+    space = problem.space if trained is None else trained.space
+    return reuse.load(run, space, len(problem.data.labels))
+
+
+def racer(build: Callable[[], SupernetEvaluator]) -> RacingEvaluator:
+    """Put an evaluator that races together in a worker."""
+    return RacingEvaluator(build())
 
 
 Shared = tuple[dict[str, Any], int, dict[str, Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]

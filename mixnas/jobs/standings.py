@@ -1,13 +1,14 @@
-"""Who won a comparison, and by how much: figures from per-image answers.
+"""Who won a comparison, and by how much.
 
 Every entrant answers the same images after trainings of the same seeds, so entrants are compared
-in pairs, image by image and seed by seed. An interval comes from a bootstrap that draws seeds and
-images anew, both with replacement; with the few seeds of a comparison it is rather too narrow.
+in pairs, the seed being the unit (`mixnas.jobs.paired`); the images are then taken as they are.
+With one seed there is nothing to tell its noise by: the interval is a bootstrap over the images.
 """
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from mixnas.cost.limit import column, in_column
 from mixnas.jobs.entrants import Entrant
+from mixnas.jobs.paired import Paired, paired
 
 DRAWS = 2000
 """Bootstrap draws of an interval."""
@@ -41,13 +43,14 @@ def standings(
         latency: for each entrant's key quartiles in milliseconds.
     """
     winner = results.get("winner", {})
+    pairs = paired({key: _accuracies(found) for key, found in results.items()}, "winner")
     return [
         {
             "key": entrant.key,
             "kind": entrant.kind,
             "label": entrant.label,
             **_accuracy(_complete(results.get(entrant.key, {}))),
-            **_against(results.get(entrant.key, {}), winner, entrant.key == "winner"),
+            **_against(entrant.key, results.get(entrant.key, {}), winner, pairs),
             "flops": entrant.costs["flops"],
             "params": entrant.costs["params"],
             **_limited(entrant.costs),
@@ -119,17 +122,26 @@ def _accuracy(results: Results) -> dict[str, Any]:
     }
 
 
-def _against(results: Results, winner: Results, same: bool) -> dict[str, Any]:
+def _accuracies(results: Results) -> dict[int, float]:
+    return {seed: result["accuracy"] for seed, result in _complete(results).items()}
+
+
+def _against(
+    key: str, results: Results, winner: Results, pairs: Mapping[str, Paired]
+) -> dict[str, Any]:
     """Return an entrant's accuracy less the winner's, its interval, and what that means."""
+    if found := pairs.get(key):
+        return {**asdict(found), "verdict": found.verdict}
     results, winner = _complete(results), _complete(winner)
     seeds = sorted(set(results) & set(winner))
-    if same or not seeds:
-        return dict.fromkeys(("difference", "low", "high", "verdict"))
+    if key == "winner" or not seeds:
+        return dict.fromkeys(("difference", "low", "high", "chance", "verdict"))
     answers = [np.stack([_hits(side[seed]) for seed in seeds]) for side in (results, winner)]
     gap = answers[0] - answers[1]
     low, high = interval(gap)
     verdict = "ahead" if low > 0 else "behind" if high < 0 else "level"
-    return {"difference": float(gap.mean()), "low": low, "high": high, "verdict": verdict}
+    figures = {"difference": float(gap.mean()), "low": low, "high": high}
+    return {**figures, "chance": None, "verdict": verdict}
 
 
 def _hits(result: Mapping[str, Any]) -> NDArray[np.float64]:

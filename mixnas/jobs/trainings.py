@@ -40,7 +40,8 @@ def train(task: Mapping[str, Any], *, every: float = EVERY) -> dict[str, Any]:
     Args:
         task: plain data: `source` of the network, `seed` of its first weights and of the order of
             the images, `data` (specification, seed of the splits, side of the images), `recipe`,
-            `device`, and `state`, the path where the training keeps its state.
+            `device`, `state`, the path where the training keeps its state, and perhaps `split`,
+            the images that judge: "report" by default.
         every: seconds between checkpoints.
 
     Returns:
@@ -61,7 +62,8 @@ def train(task: Mapping[str, Any], *, every: float = EVERY) -> dict[str, Any]:
     except TrainingDiverged as error:
         return {"reason": str(error), "steps": keeper.trainer.step, "seconds": keeper.seconds}
     taken = {"steps": keeper.trainer.step, "seconds": keeper.seconds}
-    return judge(keeper.trainer.network, data.batches("report", batch=JUDGED)) | taken
+    split = task.get("split", "report")
+    return judge(keeper.trainer.network, data.batches(split, batch=JUDGED)) | taken
 
 
 def trainer(task: Mapping[str, Any], data: datasets.Data, recipe: AloneRecipe) -> AloneTrainer:

@@ -1,12 +1,11 @@
 """Finalists measured whole, on every device that is here and that a limit names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from mixnas.arch import Architecture
 from mixnas.cost.limit import Limit, column, in_column
 from mixnas.errors import TooNoisy
-from mixnas.jobs.devices import Device
 from mixnas.jobs.measuring import runtime, stopwatch
 from mixnas.jobs.problem import Problem
 from mixnas.jobs.settings import Listener
@@ -99,7 +98,7 @@ def _memory(arch: Architecture, problem: Problem) -> float | None:
     return None if measured is None else measured / 1e6
 
 
-def excess(entry: Figures, limits: Sequence[Limit], devices: Mapping[str, Device]) -> float:
+def excess(entry: Figures, limits: Sequence[Limit], devices: Container[str]) -> float:
     """Return by which share a finalist misses the measured limits, 0 if it keeps them all.
 
     By the median of its whole measurements; where there is none, its predicted upper end holds.
@@ -114,7 +113,7 @@ def excess(entry: Figures, limits: Sequence[Limit], devices: Mapping[str, Device
 
 
 def tightened(
-    limits: Sequence[Limit], judged: Sequence[Figures], devices: Mapping[str, Device]
+    limits: Sequence[Limit], judged: Sequence[Figures], devices: Container[str]
 ) -> tuple[Limit, ...]:
     """Return the limits less what the finalists took beyond the upper end of their interval."""
     found = []

@@ -26,6 +26,7 @@ MARKS = {
     "control": ("X", "tab:grey"),
     "random": ("^", "tab:green"),
     "timm": ("D", "tab:purple"),
+    "equal": ("v", "tab:red"),
 }
 """Each kind's marker and colour."""
 
@@ -50,9 +51,11 @@ HOW_TO_READ = (
     "figure here is a network's best. Where training images are small, a network of large patches "
     "sees few tokens of them.",
     "Accuracy is the mean over the seeds +- their standard deviation. The difference to the "
-    "winner's is paired, image by image and seed by seed; in brackets its 95 % interval by a "
-    "bootstrap over seeds and images. An entrant is ahead or behind if that interval leaves out "
-    "zero, else level. With two or three seeds such an interval is rather too narrow.",
+    "winner's is paired seed by seed, and a seed is the unit; in brackets its own 95 % interval, "
+    "of a randomised block design whose noise is pooled over all networks. An entrant is ahead or "
+    "behind if so great a difference had a chance of less than 5 % after Holm's correction for "
+    "all comparisons, else level: a tie. With one seed the interval is a bootstrap over the "
+    "images, uncorrected, and chance in training is not seen.",
     "FLOPs are multiply-adds of one image, with parameters and latency at the deployed image and "
     "classes, whatever the training images' size. Latency is timed whole and in turn, one image, "
     "unfused; medians.",

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from mixnas.arch import Architecture
 from mixnas.cost.limit import Limit, column, from_column, in_column
 from mixnas.cost.limit import describe as amount
+from mixnas.report.attribution import attribution_section
 from mixnas.report.costs import axis, cell, further, head
 from mixnas.report.drawing import canvas, colour, literal, png
+from mixnas.report.front import FRONTS, FRONTS_FILE, fronts_figure, fronts_sections
 from mixnas.report.page import flat, image, made_with, page, pairs, table
 from mixnas.run import Run
 
@@ -36,6 +38,9 @@ HOW_TO_READ = (
     "what is predicted of a whole network; finalists are measured whole. Memory is computed: the "
     "weights, and the activations that live at once while one image is computed.",
     "The front holds the trials that no other beats in both loss and cost.",
+    "A trial that a race stopped early has an estimate in place of its loss: that of the rival "
+    "that had beaten it, moved by their mean difference on the images that both had seen. It "
+    "enters no front and wins nothing.",
 )
 
 
@@ -54,6 +59,11 @@ def trials_table(run: Run) -> "pandas.DataFrame":
     ).reset_index(drop=True)
 
 
+def _contending(trials: "pandas.DataFrame") -> "pandas.DataFrame":
+    """Leave out those that a race stopped: their figures are estimates."""
+    return trials[trials["beaten_by"].isna()] if "beaten_by" in trials else trials
+
+
 def figures(run: Run) -> list[Path]:
     """Draw the front, the training (if its curve is there) and the winner.
 
@@ -64,6 +74,8 @@ def figures(run: Run) -> list[Path]:
     drawn = {FRONT: front_figure(run), WINNER: _winner(run)}
     if run.file("supernet.csv").is_file():
         drawn[TRAINING] = _training(run)
+    if run.file(FRONTS_FILE).is_file():
+        drawn[FRONTS] = fronts_figure(run)
     return [run.write(name, png(figure)) for name, figure in drawn.items()]
 
 
@@ -132,6 +144,30 @@ def learnt(random: Mapping[str, Any]) -> str:
         f"{random['architectures']} random feasible architectures: accuracy "
         f"{accuracy['min']:.1%} to {accuracy['max']:.1%}, spread of their losses {spread}"
     )
+
+
+def raced(racing: Mapping[str, Any], again: int = 0) -> str:
+    """Say how many images a race judged and saved, and how sure it was of whom it stopped.
+
+    Args:
+        racing: of the run's summary.
+        again: images that workers judged once more, for rivals that others had judged.
+    """
+    if racing["rate"] is None:
+        return f"off: {racing['judged']:,} images judged"
+    total = racing["judged"] + racing["saved"]
+    return (
+        f"{racing['judged']:,} images judged, {racing['saved']:,} saved "
+        f"({racing['saved'] / max(total, 1):.0%}): {racing['stopped']} of {racing['complete']} "
+        "evaluations stopped early, since a rival that is no dearer had beaten them "
+        f"(error rate {racing['rate']:.0%} each)"
+        + (f"; {again:,} judged again for rivals, by workers that had not" if again else "")
+    )
+
+
+def rejudged(run: Run) -> int:
+    """Return how many images a race's workers judged once more, as the run's stages tell."""
+    return sum(int(stage.get("rejudged", 0)) for stage in run.stages.values())
 
 
 STAGE_HEADS = ("stage", "stride", "width x depth", "mixer", "knobs", "MLP ratio")
@@ -260,11 +296,15 @@ def _sections(run: Run) -> Iterator[str]:
     yield "<h2>Front</h2>" + image(run, FRONT, "loss and accuracy over cost")
     points = (point_cells(point, winner, costs) for point in summary["front"])
     yield table(heads, points, figures=True)
+    yield from fronts_sections(run, winner)
+    yield from attribution_section(run)
     yield "<h2>Best trials by loss</h2>"
-    best = [dict(row) for _, row in trials_table(run).head(20).iterrows()]
+    best = [dict(row) for _, row in _contending(trials_table(run)).head(20).iterrows()]
     yield table(heads, (point_cells(row, winner, costs) for row in best), figures=True)
     yield "<h2>Supernet</h2>" + image(run, TRAINING, "losses over the training steps")
     yield pairs(flat(summary["supernet"]))
+    if racing := summary.get("racing"):
+        yield "<h2>Racing</h2>" + pairs([("images", raced(racing, rejudged(run)))])
     yield "<h2>How to read this</h2>" + "".join(f"<p>{escape(text)}</p>" for text in HOW_TO_READ)
     yield "<h2>Settings</h2>" + pairs(_settings(run))
     yield "<h2>Made with</h2>" + pairs(made_with(run))

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -11,15 +12,21 @@ from mixnas.arch import Architecture
 from mixnas.cost.limit import describe as amount
 from mixnas.jobs.settings import duration
 from mixnas.report import (
+    STAGE_EFFECT_HEADS,
     STAGE_HEADS,
     compared_cells,
     compared_conditions,
     compared_heads,
     compared_notes,
+    front_cells,
+    front_heads,
+    fronts_rows,
     further,
     learnt,
     point_cells,
     point_heads,
+    raced,
+    stage_effect_rows,
     stage_rows,
     winner_rows,
 )
@@ -50,15 +57,28 @@ def found(show: Mapping[str, Any]) -> RenderableType:
         heading(f"{show['run']}: the winner"),
         rows(dict(winner_rows(show))),
         _stages(Architecture.from_dict(show["architecture"])),
-        heading("The front: the least loss at each cost"),
-        _front(show["front"], show["winner"]["number"]),
+        *_fronts(show),
+        *_attribution(show),
         heading("The run"),
         rows(dict(_run(show))),
         *_comparisons(show),
+        *_audits(show),
         *_retrainings(show),
         "",
         _next(show),
     )
+
+
+def _attribution(show: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Yield which mixer helps where; the whole table is in the run's folder."""
+    if found := show.get("attribution"):
+        yield heading("Which mixer helps where")
+        yield Text(found["sentence"])
+        table = grid(*STAGE_EFFECT_HEADS, words=2)
+        for cells in stage_effect_rows(found):
+            table.add_row(*map(Text, cells))
+        if found["stages"]:
+            yield table
 
 
 def compared(summary: Mapping[str, Any]) -> RenderableType:
@@ -121,6 +141,14 @@ def _retrained(one: Mapping[str, Any] | None) -> str:
     return one["state"] if one["top1"] is None else f"{one['top1']:.1%}"
 
 
+def _audits(show: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Yield how far the run's own ranking may be trusted, if audits have asked."""
+    for one in show.get("audits", ()):
+        size = "" if one["trained"] == one["ranked"] else f", trained at {one['trained']} px"
+        yield heading(f"Audited ({one['folder']}{size})")
+        yield Text(f"{one['sentence']} {one['misplaced']}")
+
+
 def _retrainings(show: Mapping[str, Any]) -> Iterator[RenderableType]:
     """Yield how the winner's retrainings are, and what was exported of them."""
     if show["exports"]:
@@ -131,6 +159,23 @@ def _retrainings(show: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield rows(dict(retraining_rows(one)))
         if one["exports"]:
             yield exports(one["exports"])
+
+
+def _fronts(show: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Yield the front, or each front with what was found when it was judged afresh."""
+    winner = show["winner"]["number"]
+    if "fronts" not in show:
+        yield heading("The front: the least loss at each cost")
+        yield _front(show["front"], winner)
+        return
+    for front in show["fronts"]["fronts"]:
+        heads = front_heads(front)
+        yield heading(f"The front: the least loss at each cost, over {heads[1]}")
+        table = grid(*map(escape, heads), words=0)
+        for cells in front_cells(front, winner):
+            table.add_row(*cells)
+        yield table
+    yield rows(dict(fronts_rows(show["fronts"])))
 
 
 def _front(points: Sequence[Mapping[str, Any]], winner: int) -> Table:
@@ -155,6 +200,8 @@ def _run(show: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "evaluated", f"{trials['complete']} of {trials['asked']} architectures{failed}"
     if random := show["supernet"].get("random"):
         yield "learnt", learnt(random)
+    if racing := show.get("racing"):
+        yield "racing", raced(racing, show.get("rejudged", 0))
     spent = (f"{stage} {duration(time)}" for stage, time in show["seconds"].items() if time)
     yield "time spent", ", ".join(spent)
     yield from show["files"].items()

@@ -1,0 +1,134 @@
+"""``mixnas audit``: how far a supernet's ranking can be trusted, by trainings from scratch.
+
+The stages, each of which resumes: **entrants** (architectures are drawn), **scores** (by the
+supernet, as the search ranks), **trainings** (each alone, with every seed, in workers), and the
+findings. What an earlier call has trained is kept and used.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from mixnas import data as datasets
+from mixnas.arch import Architecture
+from mixnas.errors import InvalidOption
+from mixnas.jobs import audit_draws, audit_stages
+from mixnas.jobs.audit_stages import Audit, Auditing
+from mixnas.jobs.problem import Plan, Problem, reopen
+from mixnas.jobs.settings import Listener, Silent, at_least, cores
+from mixnas.jobs.show import open_run
+from mixnas.jobs.stages import supernet
+from mixnas.jobs.subject import searched as subject_of
+from mixnas.ranking import LEAST
+from mixnas.run import SETTINGS, Run, agree
+
+
+def audit(
+    run: str | Path | Run,
+    *,
+    architectures: int = 24,
+    inside: int = 24,
+    epochs: int | None = None,
+    seeds: int = 2,
+    resolution: int | None = None,
+    workers: int | None = None,
+    name: str = "audit",
+    runs: str | Path = "runs",
+    dry_run: bool = False,
+    listener: Listener | None = None,
+) -> Run | Audit:
+    """Train drawn architectures from scratch, and hold the supernet's ranking against the truth.
+
+    The same call after a kill goes on where it was; one with more architectures or seeds adds to
+    what is there.
+
+    Args:
+        run: a finished search: its name in `runs`, its folder, or the run.
+        architectures: how many are drawn with costs spread evenly over the budget.
+        inside: how many are drawn within 10 % of the budget's upper end.
+        epochs: of each training; by default as many as the run's supernet had.
+        seeds: trainings of each; from two on there is a ceiling.
+        resolution: side of the images on which they are trained; by default the run's, at which
+            the supernet ranks in any case.
+        workers: processes that train; by default one for each core.
+        name: the audit's folder inside the run's.
+        runs: the folder of all runs.
+        dry_run: stop before anything long, and return the plan.
+        listener: is told how the job gets on.
+
+    Returns:
+        The audit, a folder in the run's, whose ``summary.json`` holds the findings; or the plan
+        of a dry run.
+
+    Raises:
+        RunConflict: if the run has no winner or no supernet, or the folder holds another audit.
+        MixnasError: for whatever else a user can mend.
+    """
+    workers = cores() if workers is None else workers
+    _check(architectures, inside, seeds, epochs, resolution, workers)
+    searched = run if isinstance(run, Run) else open_run(run, Path(runs))
+    winner = Architecture.from_dict(subject_of(searched).source["arch"])
+    listener = listener or Silent()
+    epochs = max(1, round(Plan.of(searched).epochs)) if epochs is None else epochs
+    original = reopen(searched, listener)
+    stages = Auditing(
+        searched,
+        trained_at(original, resolution),
+        winner,
+        epochs,
+        name,
+        workers,
+        listener,
+        original=original,
+        network=supernet(original, searched),
+    )
+    agree(searched.path, name, stages.settings)
+    there = (searched.path / name / SETTINGS).is_file()
+    before = Run.open(searched.path / name) if there else None
+    makers = audit_draws.makers(original, winner, architectures, inside, audit_stages.known(before))
+    if dry_run:
+        plan = stages.audit(stages.plan(makers, seeds, before, keep=False))
+        listener.plan(plan.rows())
+        return plan
+    with Run.create(searched.path, name, stages.settings) as kept:
+        todo = stages.plan(makers, seeds, kept, keep=True)
+        listener.plan(stages.audit(todo).rows())
+        scores = stages.score(todo, kept)
+        stages.find(todo, kept, scores, stages.train(todo, kept))
+        return kept
+
+
+def _check(
+    architectures: int,
+    inside: int,
+    seeds: int,
+    epochs: int | None,
+    resolution: int | None,
+    workers: int,
+) -> None:
+    for word, value, least in (
+        ("architectures", architectures, 0),
+        ("inside", inside, 0),
+        ("seeds", seeds, 1),
+        ("workers", workers, 1),
+    ):
+        at_least(word, value, least)
+    for word, maybe, least in (("epochs", epochs, 1), ("resolution", resolution, 16)):
+        if maybe is not None:
+            at_least(word, maybe, least)
+    if architectures + inside < LEAST:
+        raise InvalidOption(
+            f"{architectures} architectures and {inside} inside: a correlation needs at least "
+            f"{LEAST}; give more"
+        )
+
+
+def trained_at(problem: Problem, resolution: int | None) -> Problem:
+    """Return a problem with its images at another size, the splits being the same.
+
+    Raises:
+        DataError: if they cannot be read, or the size is too small.
+    """
+    if resolution in (None, problem.data.image):
+        return problem
+    settings = problem.settings
+    return replace(problem, data=datasets.load(settings.data, seed=settings.seed, image=resolution))

@@ -1,0 +1,280 @@
+"""A search as its logs tell it: rounds, trials, finalists, winner, fronts; and the asks again.
+
+What is read is ``run.json`` (what was asked) and the append-only logs: ``log*.jsonl`` (asks and
+tells), ``finalists.jsonl`` (`mixnas.jobs.verdicts`), ``front.jsonl`` (`mixnas.jobs.front_answers`),
+and for the asks of a search under a measured limit the file with the limit's predictor. No data,
+no weights, no device.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from mixnas.asktell import Search, Trial, read_trials
+from mixnas.asktell.log import parse
+from mixnas.cost.feasible import Feasible
+from mixnas.cost.limit import MEASURED, Limit, parse_all
+from mixnas.cost.predictor import Predictor
+from mixnas.errors import EvaluationFailed, RunConflict
+from mixnas.evaluate import Failure
+from mixnas.jobs import front, front_answers, verdicts
+from mixnas.jobs.devices import file_of
+from mixnas.jobs.finalists import ROUNDS, further_trials
+from mixnas.jobs.found import Facts, closing, point, row, summary
+from mixnas.jobs.problem import Table, cost_tables
+from mixnas.jobs.settings import Listener, Settings
+from mixnas.jobs.stages import log_of
+from mixnas.jobs.whole import excess, tightened
+from mixnas.racing import RATE
+from mixnas.run import SETTINGS, Run, differences
+from mixnas.space import SearchSpace
+
+FIELDS = ("id", "costs", "generation", "origin", "genes")
+"""Of a trial, what an ask decides."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A round of the search, by its log.
+
+    Attributes:
+        number: 0 for the first.
+        limits: that its architectures had to keep.
+        trials: numbered as in the log.
+        log: the file.
+    """
+
+    number: int
+    limits: tuple[Limit, ...]
+    trials: list[Trial]
+    log: Path
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What the logs of a run tell.
+
+    Attributes:
+        run: whose logs.
+        settings: what was asked.
+        limits: its budget.
+        full: the space before the limits narrowed it.
+        turns: the rounds.
+        trials: of all rounds, each architecture once, numbered onward.
+        facts: of the search; None for a run from before they were logged.
+        finalists: what is known of each.
+        winner: the finalist that is named, None if there is none.
+        last: the limits as they were tightened at the end.
+    """
+
+    run: Run
+    settings: Settings
+    limits: tuple[Limit, ...]
+    full: SearchSpace
+    turns: tuple[Turn, ...]
+    trials: list[Trial]
+    facts: Facts | None
+    finalists: list[dict[str, Any]]
+    winner: dict[str, Any] | None
+    last: tuple[Limit, ...]
+
+    @property
+    def measured(self) -> set[str]:
+        """The limited costs that are measured."""
+        return {limit.cost for limit in self.limits if limit.kind in MEASURED}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the lines of ``trials.csv``."""
+        return [row(trial) for trial in self.trials]
+
+    def products(self) -> Iterator[tuple[str, Any]]:
+        """Yield the plain data of the run's files, by name, as far as the logs reach."""
+        fronts = self._fronts()
+        if fronts is not None:
+            yield front.FILE, fronts
+            points = front.front_rows(self.trials, fronts)
+        else:
+            points = [point(trial) for trial in front.over(self.trials, self._first)]
+        yield "front.json", points
+        if self.facts is None or self.winner is None:
+            return
+        best = next(t.arch for t in self.trials if t.number == (self.winner or {})["number"])
+        yield "finalists.json", self.finalists
+        yield "best.json", best.to_dict()
+        told = summary(self.facts, self.trials, self.winner, points, {})
+        found = self.finalists
+        yield (
+            "summary.json",
+            told | closing(self.limits, self.measured, found, self.winner, self.last),
+        )
+
+    @property
+    def _first(self) -> str:
+        return self.limits[0].cost
+
+    def _fronts(self) -> dict[str, Any] | None:
+        """Return what was found when the fronts were judged afresh, None if that is not logged."""
+        record = front_answers.read(self.run)
+        if self.facts is None:
+            return None
+        facts = self.facts
+        ground = front.Ground(self.limits, facts.labels, facts.image, facts.classes)
+        if not front.answered(self.trials, record, ground):
+            return None
+        return front.tell_fronts(self.trials, record, self.finalists, ground)
+
+
+def replayed(run: Run) -> Replayed:
+    """Read the logs of a run.
+
+    Raises:
+        RunConflict: if there is no log, or a file is not what mixnas wrote.
+    """
+    try:
+        settings = Settings.from_dict(run.settings)
+        full = SearchSpace.from_dict(run.settings["inlined"])
+    except (KeyError, TypeError):
+        raise RunConflict(f"run {run.path}: {SETTINGS} lacks what a search keeps there") from None
+    if not run.file(log_of(0)).is_file():
+        raise RunConflict(f"run '{run.name}' has no log yet: its search has not begun")
+    limits = parse_all(settings.budget)
+    facts, finalists = verdicts.read(run) or (None, [])
+    turns, trials, last = _turns(run, limits, finalists)
+    measured = {limit.cost for limit in limits if limit.kind in MEASURED}
+    winner = min(
+        finalists,
+        key=lambda e: (excess(e, limits, measured), e["rank"]["loss"], e["number"]),
+        default=None,
+    )
+    return Replayed(
+        run, settings, limits, full, tuple(turns), trials, facts, finalists, winner, last
+    )
+
+
+def _turns(
+    run: Run, limits: tuple[Limit, ...], finalists: Sequence[Mapping[str, Any]]
+) -> tuple[list[Turn], list[Trial], tuple[Limit, ...]]:
+    """Live the rounds again: each within the limits that the finalists before it tightened."""
+    measured = {limit.cost for limit in limits if limit.kind in MEASURED}
+    turns: list[Turn] = []
+    trials: list[Trial] = []
+    last = limits
+    for number in range(ROUNDS):
+        log = run.file(log_of(number))
+        if log.is_file():
+            turns.append(Turn(number, last, _read(log), log))
+            known = {trial.arch.id for trial in trials}
+            fresh = [trial for trial in turns[-1].trials if trial.arch.id not in known]
+            trials += [replace(t, number=len(trials) + place) for place, t in enumerate(fresh)]
+        judged = [entry for entry in finalists if entry["round"] <= number]
+        held = any(not excess(entry, limits, measured) for entry in judged)
+        if held or not any(entry["round"] == number for entry in judged):
+            break
+        last = tightened(limits, judged, measured)
+    return turns, trials, last
+
+
+def _read(log: Path) -> list[Trial]:
+    try:
+        return read_trials(log)
+    except (LookupError, TypeError):
+        raise RunConflict(
+            f"{log}: not the log that mixnas wrote; put the file back to replay it"
+        ) from None
+
+
+def over_budget(turn: Turn) -> Iterator[str]:
+    """Yield the trials of a round whose logged costs break one of its limits."""
+    for trial in turn.trials:
+        for limit in turn.limits:
+            value = trial.costs[limit.cost]
+            if limit.excess(value) > 0:
+                where = f"{turn.log.name}, ask {trial.number}"
+                yield f"{where}: {limit.cost} {value} is outside {limit}"
+
+
+def asked_again(found: Replayed, listener: Listener) -> tuple[int, list[str], list[str]]:
+    """Ask the sampler again, told what the logs tell.
+
+    Costs are counted anew, so a difference in the counting shows as well.
+
+    Returns:
+        How many asks are the same; the first ask of each log that would differ, in words; what
+        could not be asked again, and why.
+    """
+    limits, full = found.limits, found.full
+    tables: dict[str, Table] = cost_tables(full, limits, listener)
+    for cost in sorted(found.measured):
+        if not found.run.file(file_of(cost)).is_file():
+            return 0, [], [f"the asks: {file_of(cost)} is not there, by which {cost} is predicted"]
+        tables[cost] = Predictor.from_dict(found.run.read(file_of(cost))["predictor"])
+    space = full.keep(Feasible(full, limits, tables).useful())
+    listener.stage("asks", sum(len(turn.trials) for turn in found.turns))
+    same = 0
+    differing: list[str] = []
+    unasked: list[str] = []
+    for turn in found.turns:
+        number, difference, obstacle = _ask(found, turn, space, tables, listener)
+        same += number
+        differing += filter(None, [difference])
+        unasked += filter(None, [obstacle])
+    listener.end()
+    return same, differing, unasked
+
+
+def _ask(
+    found: Replayed,
+    turn: Turn,
+    space: SearchSpace,
+    tables: Mapping[str, Table],
+    listener: Listener,
+) -> tuple[int, str, str]:
+    """Ask a round again; return how many asks agree, the first that does not, or an obstacle."""
+    settings = found.settings
+    with TemporaryDirectory() as folder:
+        search = Search(
+            space,
+            Feasible(space, turn.limits, tables),
+            costs={name: tables[name] for name in dict.fromkeys([turn.limits[0].cost, *tables])},
+            limits=turn.limits,
+            sampler=settings.sampler,
+            seed=settings.seed + turn.number,
+            trials=further_trials(settings.trials) if turn.number else settings.trials,
+            racing=RATE if settings.racing else None,
+            log=Path(folder) / "log.jsonl",
+        )
+        try:
+            (header,), _ = parse(Path(folder) / "log.jsonl")
+            was = parse(turn.log)[0][0]
+            if differing := differences(was, header):
+                return 0, "", f"the asks of {turn.log.name}: {'; '.join(differing)}"
+            return (*_compare(search, turn, listener), "")
+        finally:
+            search.close()
+
+
+def _compare(search: Search, turn: Turn, listener: Listener) -> tuple[int, str]:
+    """Return how many asks agree with a log, and the first that does not, in words."""
+    known = {trial.number: trial for trial in turn.trials}
+    same = 0
+    try:
+        while (candidate := search.ask()) is not None and candidate.number in known:
+            was, now = known[candidate.number], search.trials[candidate.number]
+            if differing := differences(_decided(was), _decided(now)):
+                return same, f"{turn.log.name}, ask {was.number}: {'; '.join(differing)}"
+            same += 1
+            listener.advance(1)
+            if was.state != "pending":
+                search.tell(was.number, was.score or Failure(was.reason or ""))
+    except EvaluationFailed:  # as it did then
+        pass
+    if same < len(known):
+        return same, f"{turn.log.name}: {len(known)} asks in the log, the sampler makes {same}"
+    return same, ""
+
+
+def _decided(trial: Trial) -> dict[str, Any]:
+    values = (trial.arch.id, dict(trial.costs), trial.generation, trial.origin, list(trial.genes))
+    return dict(zip(FIELDS, values, strict=True))

@@ -1,0 +1,518 @@
+"""Audits: who is drawn, what is said and when, the page, the command, kills and extensions."""
+
+import io
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pandas
+import psutil
+import pytest
+from finished_run import SETTINGS, begun, finished
+from rich.console import Console
+from safetensors.torch import save
+from scipy import stats
+
+import mixnas
+from mixnas import data as datasets
+from mixnas import report, screen
+from mixnas.cost import count
+from mixnas.cost.feasible import Feasible
+from mixnas.cost.limit import Limit
+from mixnas.cost.table import CostTable
+from mixnas.errors import BudgetUnreachable, InvalidOption, RunConflict
+from mixnas.jobs import audit_draws
+from mixnas.jobs.audit import audit, trained_at
+from mixnas.jobs.audit_axes import by_axis, misplaced
+from mixnas.jobs.audit_draws import Drawer, Span, halves
+from mixnas.jobs.audit_rows import placed, rows, traits
+from mixnas.jobs.audit_verdict import WORDS, findings, trusted
+from mixnas.jobs.audited import audited, audits
+from mixnas.jobs.entrants import Entrant
+from mixnas.jobs.problem import Plan, reopen
+from mixnas.jobs.settings import Silent
+from mixnas.jobs.show import show
+from mixnas.jobs.stages import supernet
+from mixnas.jobs.trainings import train
+from mixnas.run import Run
+from mixnas.space import SearchSpace
+
+
+def searched(root: Path, budget: str = "4MFLOPs") -> Run:
+    """A finished search of digits with an untrained supernet, its winner drawn at random."""
+    settings = replace(SETTINGS, budget=(budget,))
+    run = finished(root, settings=settings)
+    data = datasets.load("digits", seed=settings.seed)
+    found = {"data": data.fingerprint, "labels": list(data.labels)}
+    run.write("run.json", {**run.made, "settings": {**run.settings, "found": found}})
+    run = Run.open(run.path)
+    problem = reopen(run, Silent())
+    run.write("best.json", problem.feasible.greatest().to_json() + "\n")
+    run.write("plan.json", Plan(16, 1.0, 1, 1, 1, 0.1, 0.1, 1, 1).to_dict())
+    state = problem.network().state_dict()
+    run.write("supernet.safetensors", save({k: v.contiguous() for k, v in state.items()}))
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return searched(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def problem(run):
+    return reopen(run, Silent())
+
+
+def drawn(problem, across, inside, known=None):
+    winner = problem.feasible.greatest()
+    made = audit_draws.makers(problem, winner, across, inside, known or {})
+    return {key: make() for key, make in made.items()}
+
+
+def arch_of(entrant) -> mixnas.Architecture:
+    return mixnas.Architecture.from_dict(entrant.source["arch"])
+
+
+# Who is drawn
+
+
+def test_the_sequence_of_halves_fills_the_span_ever_finer():
+    assert [halves(n) for n in range(1, 8)] == [1 / 2, 1 / 4, 3 / 4, 1 / 8, 5 / 8, 3 / 8, 7 / 8]
+    for number in (24, 100):
+        places = sorted(halves(n) for n in range(1, number + 1))
+        assert np.diff([0, *places, 1]).max() <= 2 / number
+
+
+def test_draws_are_feasible_different_and_spread_over_the_costs(problem):
+    found = drawn(problem, 24, 8)
+    assert len({arch_of(entrant).id for entrant in found.values()}) == 33
+    span = Span(problem)
+    assert span.cost == "flops"
+    for entrant in found.values():
+        assert arch_of(entrant) in problem.feasible
+        assert entrant.costs["flops"] <= 4_000_000
+    one = found["inside-1"]
+    assert mixnas.count_flops(arch_of(one), 64, classes=10) == one.costs["flops"]
+    across = sorted(e.costs["flops"] for k, e in found.items() if k.startswith("across"))
+    shares = (np.array(across) - span.least) / (span.greatest - span.least)
+    assert stats.kstest(shares, "uniform").statistic < 0.1
+    inside = [e.costs["flops"] for k, e in found.items() if k.startswith("inside")]
+    assert all(0.9 * span.greatest <= flops <= span.greatest for flops in inside)
+
+
+def test_more_draws_keep_the_earlier_ones_and_a_second_call_draws_the_same(problem):
+    first = drawn(problem, 5, 4)
+    assert drawn(problem, 5, 4) == first
+    known = {key: arch_of(entrant).id for key, entrant in first.items()}
+    winner = problem.feasible.greatest()
+    made = audit_draws.makers(problem, winner, 7, 5, known)
+    fresh = {arch_of(make()).id for key, make in made.items() if key not in known}
+    assert len(fresh) == 3
+    assert not fresh & set(known.values())
+
+
+def test_a_space_that_runs_out_says_so(problem):
+    space = SearchSpace.load("tabular").only_mixers(("aff",))
+    limits = (Limit.parse("100GFLOPs"),)
+    tables = {"flops": CostTable(count.flops, image=16, classes=10)}
+    small = replace(
+        problem,
+        settings=replace(SETTINGS, space="tabular"),
+        space=space,
+        limits=limits,
+        tables=tables,
+        feasible=Feasible(space, limits, tables),
+    )
+    drawer = Drawer(small, ())
+    every = {drawer.across(number).id for number in range(small.feasible.count())}
+    assert every == {arch.id for arch in space.architectures()}
+    with pytest.raises(BudgetUnreachable, match="no further architecture lies within the budget"):
+        drawer.across(len(every))
+    with pytest.raises(BudgetUnreachable, match="within 10 % of the budget's end"):
+        drawer.inside(0)
+
+
+# What is said
+
+
+def a_row(number: int, predicted: float, losses, group="across", **more) -> dict:
+    arch = SearchSpace.load("micro").sample(Random(number))
+    spread = None if losses is None or len(losses) < 2 else float(np.std(losses, ddof=1))
+    return {
+        "key": f"{group}-{number}",
+        "group": group,
+        "id": arch.id,
+        "inside": group != "across",
+        "load": 0.5 if group == "across" else 0.95,
+        "flops": 3_000_000 + number,
+        "params": 1000,
+        "supernet_loss": predicted,
+        "supernet_accuracy": 0.5,
+        "losses": losses,
+        "accuracies": losses and [1 - loss / 10 for loss in losses],
+        "loss": None if losses is None else float(np.mean(losses)),
+        "loss_spread": spread,
+        "accuracy": None if losses is None else 1 - float(np.mean(losses)) / 10,
+        "accuracy_spread": spread,
+        **traits(arch),
+        **more,
+    }
+
+
+def made_up(across=24, inside=24, error=0.3, inner_error=0.3, noise=0.2, seeds=2, seed=0):
+    """Networks of normal worth; the supernet's error, and each training's noise."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for group, number, wrong in (("across", across, error), ("inside", inside, inner_error)):
+        for place in range(number):
+            worth = rng.normal()
+            losses = [2 + worth + noise * rng.normal() for _ in range(seeds)]
+            found.append(a_row(place, 2 + worth + wrong * rng.normal(), losses, group))
+    return [a_row(999, -1.0, [-3.0] * seeds, "winner"), *found]
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict", "words"),
+    [
+        ({}, ("yes", "yes"), "The ranking may be trusted: tau 0."),
+        ({"inner_error": 50.0}, ("yes", "no"), "across the budget, but not inside it"),
+        ({"error": 50.0}, ("no", "yes"), "inside the budget, but not across it"),
+        ({"error": 50.0, "inner_error": 50.0}, ("no", "no"), "may not be trusted"),
+        ({"seeds": 1}, ("unknown", "unknown"), "give more --seeds"),
+        ({"noise": 99.0}, ("unknown", "unknown"), "cannot be judged"),
+        ({"inside": 0}, ("yes", "unknown"), "inside it nothing can be said"),
+    ],
+    ids=str,
+)
+def test_the_sentence_follows_the_rule(changes, verdict, words):
+    found = findings(made_up(**changes), changes.get("seeds", 2))
+    assert (found["trusted"]["overall"], found["trusted"]["inside"]) == verdict
+    assert words in found["sentence"]
+    json.dumps(found, allow_nan=False)
+
+
+def test_the_rule_at_its_edges():
+    def figures(low, value, top=(0.5, 0.6)):
+        ceiling = None if top is None else {"low": top[0], "value": top[1]}
+        return {"tau": {"low": low, "value": value}, "ceiling": ceiling}
+
+    assert trusted(figures(0.01, 0.3)) == "yes"
+    assert trusted(figures(0.01, 0.29)) == "no"
+    assert trusted(figures(0.0, 0.9)) == "no"
+    assert trusted(figures(0.1, 0.9, top=None)) == "unknown"
+    assert trusted(figures(0.1, 0.9, top=(-0.1, 0.2))) == "unknown"
+    assert trusted({"tau": None, "ceiling": None}) == trusted(None) == "unknown"
+    assert set(WORDS) == {
+        (a, b) for a in ("yes", "no", "unknown") for b in ("yes", "no", "unknown")
+    }
+
+
+def test_figures_are_of_the_drawn_networks_and_the_winner_stands_apart():
+    whole = made_up()
+    found = findings(whole, 2)
+    across = [row for row in whole if row["group"] == "across"]
+    assert found["overall"]["networks"] == 24
+    judge = stats.kendalltau(
+        [row["supernet_loss"] for row in across], [np.mean(row["losses"]) for row in across]
+    )
+    assert found["overall"]["tau"]["value"] == pytest.approx(judge.statistic)
+    best = min(across, key=lambda row: row["supernet_loss"])
+    least = min(np.mean(row["losses"]) for row in across)
+    assert found["overall"]["regret_1"] == pytest.approx(best["loss"] - least)
+    assert (found["winner"]["across"]["beaten"], found["winner"]["across"]["of"]) == (24, 24)
+    assert found["winner"]["inside"]["low"] < 0.9 < found["winner"]["inside"]["value"]
+
+
+def test_inside_takes_in_what_was_drawn_across_and_lies_there():
+    whole = made_up(inside=4)
+    whole[1]["inside"] = True
+    found = findings(whole, 2)
+    assert found["inside"]["networks"] == 5
+    assert found["overall"]["networks"] == 24
+
+
+def test_a_network_that_failed_is_left_out_and_told():
+    whole = made_up()
+    whole[3] = a_row(2, 1.0, None)
+    found = findings(whole, 2)
+    assert found["overall"]["networks"] == 23
+    told = {row["key"]: row for row in placed(whole)}
+    assert told["across-2"]["place"] is None
+    assert {row["place"] for row in told.values() if row["place"]} == set(range(1, 49))
+
+
+def test_rows_need_every_seed_and_say_what_is_inside(problem):
+    archs = {"winner": problem.feasible.greatest(), "across-1": problem.feasible.least()}
+    entrants = [
+        Entrant(key, "random", key, {"arch": arch.to_dict()}, _costs(problem, arch))
+        for key, arch in archs.items()
+    ]
+    scores = {key: {"loss": 1.0, "accuracy": 0.5} for key in archs}
+    done = {"hits": "1", "loss": 2.0, "accuracy": 0.25}
+    results = {
+        "winner": {0: done, 1: done | {"loss": 3.0}},
+        "across-1": {0: done, 1: {"reason": "x"}},
+    }
+    best, cheap = rows(entrants, scores, results, 2, Span(problem))
+    assert (best["losses"], best["loss"], best["accuracy"]) == ([2.0, 3.0], 2.5, 0.25)
+    assert best["loss_spread"] == pytest.approx(np.std([2, 3], ddof=1))
+    assert (best["inside"], best["load"], cheap["inside"]) == (True, 1.0, False)
+    assert cheap["losses"] is None
+
+
+def _costs(problem, arch):
+    return {name: table(arch) for name, table in problem.tables.items()}
+
+
+def test_traits_are_read_off_the_architecture(problem):
+    for entrant in drawn(problem, 6, 0).values():
+        arch = arch_of(entrant)
+        found = traits(arch)
+        blocks = [block for stage in arch.stages for block in stage.blocks]
+        assert found["depth"] == len(blocks)
+        assert sum(found["mixers"].values()) == pytest.approx(1)
+        assert found["mixers"].get("aff", 0) == np.mean([b.mixer == "aff" for b in blocks])
+        wider = replace(arch, stages=tuple(replace(s, width=2 * s.width) for s in arch.stages))
+        assert traits(wider)["width"] == pytest.approx(found["width"] + 1)
+
+
+def test_an_overrated_mixer_and_stem_are_named():
+    rng = np.random.default_rng(5)
+    found = []
+    for number in range(48):
+        row = a_row(number, 0.0, [rng.normal(), rng.normal()])
+        aff = float(number % 2)
+        row |= {"mixers": {"aff": aff, "hilo": 1 - aff}, "supernet_loss": row["loss"] - 1.5 * aff}
+        found.append(row)
+    axes, values = by_axis(found)
+    told = {row["value"]: row for row in values}
+    assert told["aff"]["places"]["value"] > 5
+    assert told["aff"]["corrected"] < 0.05
+    assert min(axes, key=lambda row: row["chance"])["axis"] == "mixer"
+    assert all(row["corrected"] >= row["chance"] for row in [*axes, *values])
+    text = misplaced(values, 48)
+    assert f"overrates aff by {told['aff']['places']['value']:.1f} places" in text
+    assert "underrates hilo by" in text
+    assert "beyond chance" in misplaced([], 48)
+
+
+# The page
+
+
+def a_summary(**changes) -> dict:
+    whole = made_up(**changes)
+    whole[1]["mixers"] = {"<b>aff": 1.0}
+    seeds = changes.get("seeds", 2)
+    return {
+        "of": "run <i>",
+        **findings(whole, seeds),
+        "rule": "the rule",
+        "rows": placed(whole),
+        "absent": {"inside-9": "it <u>lacks"},
+        "failed": {},
+        "data": "digits",
+        "labels": 10,
+        "budget": ["4MFLOPs"],
+        "cost": "flops",
+        "image": 64,
+        "classes": 10,
+        "ranked": 32,
+        "trained": 64,
+        "rank_images": 180,
+        "images": 179,
+        "seeds": seeds,
+        "epochs": 1,
+        "steps": 16,
+        "recipe": {"rate": 1e-3, "betas": None, "ema": 0.0, "optimizer": "adamw"},
+        "files": {},
+    }
+
+
+@pytest.mark.parametrize("changes", [{}, {"seeds": 1}, {"across": 4, "inside": 0}], ids=str)
+def test_page_and_screen_tell_everything_escaped(tmp_path, changes):
+    run = Run.create(tmp_path, "page", {})
+    run.write("summary.json", summary := a_summary(**changes))
+    report.audited_figure(run)
+    page = report.audited_html(run).read_text()
+    assert run.file(report.AUDITED).read_bytes().startswith(b"\x89PNG")
+    assert "data:image/png" in page
+    for raw in ("<b>", "<i>", "<u>"):
+        assert raw not in page
+    for text in ("&lt;b&gt;aff", "it &lt;u&gt;lacks", "Kendall&#x27;s tau", "rate 0.001"):
+        assert text in page
+    assert "betas" not in page
+    out = Console(width=200, record=True, file=io.StringIO())
+    out.print(screen.audited(summary))
+    text = out.export_text()
+    assert summary["sentence"][:60] in text
+    assert "<b>aff" in text
+    run.close()
+
+
+def test_a_damaged_summary_is_one_clear_error(tmp_path):
+    run = Run.create(tmp_path, "page", {})
+    for broken in ({}, {"values": 3}, {"values": [], "rows": [{}]}):
+        run.write("summary.json", broken)
+        with pytest.raises(RunConflict, match="damaged"):
+            report.audited_figure(run)
+        with pytest.raises(RunConflict, match="damaged"):
+            report.audited_html(run)
+    run.close()
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--seeds", "0"], "seeds 0: a whole number of at least 1"),
+        (["--architectures", "x"], "--architectures 'x'"),
+        (["--architectures", "3", "--inside", "0"], "at least 4"),
+        (["--inside", "-1"], "inside -1"),
+        (["--epochs", "0"], "epochs 0"),
+        (["--resolution", "8"], "resolution 8"),
+        (["--workers", "0"], "workers 0"),
+        (["--name", "../x"], "run name '../x'"),
+    ],
+)
+def test_a_bad_option_is_one_line(cli, run, words, told):
+    before = sorted(run.path.rglob("*"))
+    code, out, err = cli("audit", "sample", "--runs", run.path.parent, "-q", *words)
+    assert (code, out) == (2, "")
+    assert told in err
+    assert err.count("\n") == 1
+    assert sorted(run.path.rglob("*")) == before
+
+
+def test_a_run_without_winner_or_supernet_is_refused_in_one_line(cli, run, tmp_path):
+    begun(tmp_path / "unfinished")
+    code, out, err = cli("audit", "sample", "--runs", tmp_path / "unfinished")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "no winner yet" in err
+    bare = Run.open(shutil.copytree(run.path, tmp_path / "bare" / "sample"))
+    bare.file("supernet.safetensors").write_bytes(b"junk")
+    code, out, err = cli("audit", "sample", "--runs", tmp_path / "bare", "-q")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "supernet.safetensors" in err
+    assert not bare.file("audit").exists()
+
+
+def test_a_dry_run_tells_the_plan_and_writes_nothing(cli, run):
+    before = sorted(run.path.rglob("*"))
+    words = ("--architectures", "5", "--inside", "2", "--seeds", "3", "--resolution", "48")
+    code, out, _ = cli("audit", run.path, "--dry-run", "-q", "--workers", "1", *words)
+    assert code == 0
+    assert "5 with costs (flops) spread over the budget, 2 within 10 % of its end" in out
+    assert "by the supernet at 32 px, trained alone at 48 px" in out
+    assert "24 of 16 steps (1 epochs), 3 seeds" in out
+    code, out, _ = cli("audit", run.path, "--dry-run", "--json", *words)
+    plan = json.loads(out)
+    assert (plan["across"], plan["inside"], plan["trained"], plan["seeds"]) == (5, 2, 48, 3)
+    assert len(plan["pace"]) == 8
+    assert all(pace > 0 for pace in plan["pace"].values())
+    assert sorted(run.path.rglob("*")) == before
+
+
+def test_another_size_has_the_same_images_in_the_same_splits(problem):
+    larger = trained_at(problem, 48)
+    assert larger.data.image == 48
+    for split in ("train", "rank", "report", "test"):
+        assert larger.data.indices(split) == problem.data.indices(split)
+    assert trained_at(problem, None) is trained_at(problem, 32) is problem
+
+
+def test_another_recipe_or_a_folder_of_something_else_is_refused(run):
+    with Run.create(run.path, "taken", {"epochs": 1}):
+        pass
+    with pytest.raises(RunConflict, match=r"epochs: was 1, now 2.* --name"):
+        audit(run, epochs=2, name="taken", dry_run=True)
+    shutil.rmtree(run.file("taken"))
+
+
+def test_names_are_public():
+    assert mixnas.audit is audit
+    with pytest.raises(InvalidOption):
+        audit("nothing", architectures=-1)
+
+
+def process(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    line = [sys.executable, "-c", "from mixnas.cli import main; main()", "audit", *words]
+    return subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
+
+
+SMALL = ["sample", "--epochs", "1", "--workers", "2"]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(500)
+def test_an_audit_killed_and_repeated_and_extended(tmp_path):
+    """The judges: each training done here, alone; each score by the evaluator of the search."""
+    run = searched(tmp_path / "runs")
+    few = [*SMALL, "--architectures", "4", "--inside", "1", "--seeds", "1"]
+    line = [sys.executable, "-c", "from mixnas.cli import main; main()", "audit", *few]
+    job = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    results = run.path / "audit" / "trainings"
+    while job.poll() is None and not list(results.glob("*.json")):
+        time.sleep(0.02)
+    for victim in [*psutil.Process(job.pid).children(recursive=True), psutil.Process(job.pid)]:
+        victim.send_signal(signal.SIGKILL)
+    job.wait()
+    assert not (run.path / "audit" / "summary.json").exists()
+    assert list(audits(run)) == []
+
+    done = process(tmp_path, *few)
+    assert done.returncode == 0, done.stderr
+    assert "cannot be judged" in done.stdout
+    first = {path.name: path.read_bytes() for path in results.glob("*.json")}
+    assert len(first) == 6
+
+    more = process(tmp_path, *SMALL, "--architectures", "5", "--inside", "4", "--json")
+    assert more.returncode == 0, more.stderr
+    assert {name: (results / name).read_bytes() for name in first} == first
+    summary = json.loads(more.stdout)
+    kept = Run.open(run.path / "audit")
+    paths = ("folder", "files")  # as the command was told them, from its own folder
+    same = {key: value for key, value in audited(kept).items() if key not in paths}
+    assert {key: value for key, value in summary.items() if key not in paths} == same
+    assert set(summary["files"]) == {
+        "audit.csv", "trainings.csv", "entrants.json", "figures/audit.png", "audit.html"
+    }  # fmt: skip
+    told = show("sample", tmp_path / "runs")
+    assert [one["sentence"] for one in told["audits"]] == [summary["sentence"]]
+    assert told["comparisons"] == []
+    text = Console(width=400, record=True, file=io.StringIO())
+    text.print(screen.found(told))
+    assert summary["sentence"] in text.export_text()
+    assert not list(results.glob("*.pt"))
+
+    table = pandas.read_csv(kept.file("audit.csv")).set_index("key")
+    assert len(table) == 10
+    problem = reopen(run, Silent())
+    evaluator = problem.evaluator(supernet(problem, run))
+    listed = kept.read("entrants.json")["entrants"]
+    recipe = kept.settings["recipe"]
+    for key, row in list(table.iterrows())[:3]:
+        arch = mixnas.Architecture.from_dict(listed[key]["source"]["arch"])
+        assert row["supernet_loss"] == pytest.approx(evaluator(arch).loss, rel=1e-4)
+        task = {
+            "source": listed[key]["source"],
+            "seed": 1,
+            "data": ["digits", problem.settings.seed, 32],
+            "recipe": recipe,
+            "device": "cpu",
+            "state": str(tmp_path / "state.pt"),
+        }
+        alone = train(task)
+        (tmp_path / "state.pt").unlink(missing_ok=True)
+        assert row["loss_seed1"] == pytest.approx(alone["loss"], abs=1e-12)
+        assert row["loss"] == pytest.approx((row["loss_seed0"] + row["loss_seed1"]) / 2)

@@ -1,0 +1,112 @@
+"""The equal-compute control: what it counts, what it draws, and a comparison with it."""
+
+import json
+from dataclasses import asdict
+from random import Random
+
+import pytest
+from test_compare import searched
+
+import mixnas
+from mixnas.asktell import Trial
+from mixnas.asktell.trial import ask_line, tell_line
+from mixnas.cost import count
+from mixnas.cost.table import CostTable
+from mixnas.errors import EvaluationFailed
+from mixnas.evaluate import Failure, Score
+from mixnas.jobs.compare import compare
+from mixnas.jobs.equal import EVERY, PASSES, EqualCompute, _best, draws, spent
+from mixnas.jobs.problem import Plan, reopen
+from mixnas.jobs.settings import Silent
+from mixnas.train.recipe import AloneRecipe
+
+RECIPE = AloneRecipe(steps=4, batch=16)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    made = searched(tmp_path_factory.mktemp("runs"), "4MFLOPs")
+    feasible = reopen(made, Silent()).feasible
+    lines: list[dict] = [{"format": 1}]
+    for number in range(3):
+        lines.append(ask_line(Trial(number, feasible.sample(Random(number)), {})))
+        lines.append(tell_line(number, Score(0.5, 1.0, 100 + number)))
+    lines[-1] = tell_line(2, Failure("it broke"))
+    made.file("log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return made
+
+
+@pytest.fixture(scope="module")
+def problem(run):
+    return reopen(run, Silent())
+
+
+@pytest.fixture(scope="module")
+def cost(problem):
+    return CostTable(count.flops, image=problem.data.image, classes=10)
+
+
+def test_the_compute_of_a_search_is_that_of_its_draws_and_its_evaluations(run, problem, cost):
+    steps = Plan.of(run).steps
+    trainer = problem.trainer(problem.recipe(steps))
+    counted = list(range(0, steps, EVERY))
+    drawn = sum(cost(d.arch) for step in counted for d in trainer.draws.at(step))
+    found = spent(run, problem)
+    per_step = PASSES * trainer.recipe.batch * drawn / len(counted)
+    assert found.training == pytest.approx(steps * per_step)
+    lines = [json.loads(line) for line in run.file("log.jsonl").read_text().splitlines()[1:]]
+    archs = {e["ask"]: mixnas.Architecture.from_dict(e["arch"]) for e in lines if "ask" in e}
+    told = [e for e in lines if "loss" in e]
+    expected = sum(cost(archs[e["tell"]]) * (e["images"] + 256) for e in told)
+    assert len(told) == 2
+    assert found.search == pytest.approx(expected)
+    assert found.total == found.training + found.search
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 3.7, 9.2])
+def test_draws_are_feasible_distinct_and_spend_what_there_is(problem, cost, share):
+    images = PASSES * RECIPE.batch * RECIPE.steps + problem.data.sizes["rank"]
+    total = share * images * 3e6
+    archs = draws(problem, RECIPE, total)
+    prices = [images * cost(arch) for arch in archs]
+    assert len({arch.id for arch in archs}) == len(archs)
+    assert all(arch in problem.feasible for arch in archs)
+    assert len(archs) == 1 or sum(prices) <= total
+    further = draws(problem, RECIPE, 2 * total + 1)
+    assert further[: len(archs)] == archs
+    assert sum(prices) + images * 4e6 * 4 > total  # no more than one network's price is left
+
+
+def test_the_best_is_that_of_least_loss_and_failures_do_not_count(problem):
+    archs = draws(problem, RECIPE, 1e12)[:3]
+    results = [{"loss": 2.0}, {"reason": "it diverged"}, {"loss": 1.0}]
+    assert _best(archs, results) == (archs[2], "the best of 3 random networks trained alone")
+    with pytest.raises(EvaluationFailed, match=r"none of 1 .* it diverged"):
+        _best(archs[:1], results[1:2])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_comparison_with_the_control_goes_on_where_it_was(run, problem, monkeypatch):
+    settings = {"only": ["equal"], "seeds": 1, "epochs": 1, "workers": 2}
+    plan = compare(run, **settings, dry_run=True)
+    assert plan.first == len(EqualCompute.of(run, problem, plan_recipe(problem)).archs)
+    assert f"{plan.first} random networks" in plan.rows()["equal"]
+    kept = compare(run, **settings)
+    chosen = json.loads(kept.file("entrants.json").read_text())["entrants"]["equal"]
+    losses = {p.stem: json.loads(p.read_text())["loss"] for p in kept.path.glob("equal/*.json")}
+    arch = mixnas.Architecture.from_dict(chosen["source"]["arch"])
+    assert losses[arch.id] == min(losses.values())
+    assert len(losses) == plan.first
+    rows = {row["key"]: row for row in kept.read("summary.json")["rows"]}
+    assert rows["equal"]["kind"] == "equal"
+    assert rows["equal"]["verdict"] in ("ahead", "level", "behind")
+    before = {p: p.stat().st_mtime_ns for p in kept.path.glob("equal/*.json")}
+    assert compare(run, **settings, dry_run=True).first == 0
+    compare(run, **settings)
+    assert {p: p.stat().st_mtime_ns for p in kept.path.glob("equal/*.json")} == before
+
+
+def plan_recipe(problem):
+    batch = min(problem.settings.batch, problem.data.sizes["train"])
+    return AloneRecipe(**asdict(AloneRecipe(problem.data.steps_per_epoch(batch), batch)))

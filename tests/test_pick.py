@@ -1,0 +1,320 @@
+"""One supernet, many budgets: `mixnas pick`, and a search that takes a trained supernet over."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from searched_run import problem, searched, trained
+
+import mixnas
+from mixnas.arch import Architecture
+from mixnas.cost.limit import Limit
+from mixnas.errors import BudgetUnreachable, InvalidBudget, InvalidOption, RunConflict
+from mixnas.evaluate import Score
+from mixnas.jobs import reuse
+from mixnas.jobs.pick import interval
+from mixnas.jobs.pick import pick as job
+from mixnas.jobs.problem import PLAN, Plan, reopen
+from mixnas.jobs.search import _planned
+from mixnas.jobs.settings import Silent
+from mixnas.jobs.stages import supernet
+from mixnas.run import Run
+from mixnas.storage import link
+
+LIMITS = st.builds(
+    lambda cost, a, b: Limit(cost, min(a, b), max(a, b)),
+    st.sampled_from(["flops", "params", "latency@cpu"]),
+    st.integers(0, 20),
+    st.integers(1, 20),
+)
+
+
+class Notes(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def by_cost(limits):
+    """Return one limit a cost, the last."""
+    return tuple({limit.cost: limit for limit in limits}.values())
+
+
+@given(st.lists(LIMITS).map(by_cost), st.lists(LIMITS).map(by_cost), st.data())
+def test_limits_within_others_allow_nothing_more(new, old, data):
+    """Judged point by point: whatever values an architecture has."""
+    values = {cost: data.draw(st.integers(0, 21)) for cost in ("flops", "params", "latency@cpu")}
+
+    def keeps(limits):
+        return all(limit.excess(values[limit.cost]) <= 0 for limit in limits)
+
+    if reuse.within(new, old) and keeps(new):
+        assert keeps(old)
+
+
+@given(st.lists(LIMITS).map(by_cost), st.lists(LIMITS).map(by_cost))
+def test_a_budget_is_put_inside_what_was_trained_or_refused(new, old):
+    try:
+        found = reuse.tightened(new, old, "run")
+    except InvalidBudget:
+        assert not reuse.within(new, old)
+        return
+    assert reuse.within(found, old)
+    given_costs = {limit.cost for limit in new}
+    assert given_costs <= {limit.cost for limit in found}
+    if reuse.within(new, old):
+        assert sorted(map(str, found)) == sorted(map(str, new))
+
+
+def test_what_is_not_given_stays_and_a_lower_end_is_kept():
+    old = (Limit("flops", 100, 200), Limit("params", 0, 50))
+    assert reuse.tightened([Limit("flops", 0, 150)], old, "r") == (
+        Limit("flops", 100, 150),
+        Limit("params", 0, 50),
+    )
+    for beyond in (Limit("flops", 0, 201), Limit("flops", 99, 150), Limit("flops", 0, 99)):
+        with pytest.raises(InvalidBudget, match=r"'r' was trained for 100-200FLOPs"):
+            reuse.tightened([beyond], old, "r")
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Return the folder of runs with a searched one, trained for 120,000 FLOPs."""
+    root = tmp_path_factory.mktemp("pick")
+    of = problem(root, "120KFLOPs", name="source")
+    with trained(of) as run:
+        searched(of, run)
+    return root
+
+
+@pytest.fixture
+def root(kept, tmp_path):
+    shutil.copytree(kept, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def test_a_tighter_search_takes_the_supernet_over(root):
+    of = problem(root, "100KFLOPs", "20Kparams")
+    plan = _planned(of, 1, fresh=False)
+    assert plan.source == "source"
+    assert plan.steps == of.steps()
+    assert plan.training_seconds == 0
+    assert "taken over from run source: no training" in plan.rows(of)["supernet"]
+    listener = Notes()
+    with of.open_run() as run:
+        reuse.supply(of, plan.source, run, listener)
+        assert run.done("training")
+        assert "run source, trained for 120KFLOPs" in listener.notes[0]
+        assert os.path.samefile(run.file(reuse.WEIGHTS), root / "source" / reuse.WEIGHTS)
+        own = reuse.of(run)
+        assert own.source == "source"
+        assert own.limits == reuse.of(Run.open(root / "source")).limits
+        network, whole = supernet(of, run), supernet(of, Run.open(root / "source"))
+        assert reuse.holds(network.space, of.space)
+        arch = of.feasible.least()
+        images = torch.rand(2, 3, 32, 32)
+        assert torch.equal(network(images, arch), whole.extract(arch)(images))
+        run.write(PLAN, plan.to_dict())
+    again = problem(root, "100KFLOPs", "20Kparams")
+    assert again.begun
+    assert Plan.of(Run.open(root / "run")).source == "source"
+    assert reopen(Run.open(root / "run"), Silent()).space.genes == of.space.genes
+    # A third search finds the one that trained, not the one that took over.
+    assert reuse.find(problem(root, "90KFLOPs", "20Kparams", name="third")).name == "source"
+
+
+def test_a_run_that_took_over_serves_when_the_first_has_gone(root):
+    of = problem(root, "100KFLOPs")
+    with of.open_run() as run:
+        reuse.supply(of, "source", run, Silent())
+    shutil.rmtree(root / "source")
+    third = problem(root, "90KFLOPs", name="third")
+    assert reuse.find(third).name == "run"
+    with third.open_run() as run:
+        reuse.supply(third, "run", run, Silent())
+        assert reuse.of(run).source == "source"
+
+
+def test_the_narrowest_supernet_that_fits_is_taken(root):
+    for name, budget in (("narrow", "50KFLOPs"), ("wide", "150KFLOPs")):
+        with trained(problem(root, budget, name=name)):
+            pass
+    assert reuse.find(problem(root, "45KFLOPs")).name == "narrow"
+    assert reuse.find(problem(root, "130KFLOPs")).name == "wide"
+
+
+@pytest.mark.parametrize(
+    ("budget", "options"),
+    [
+        (("121KFLOPs",), {}),
+        (("20Kparams",), {}),
+        (("100KFLOPs",), {"seed": 1}),
+        (("100KFLOPs",), {"epochs": 2}),
+        (("100KFLOPs",), {"batch": 32}),
+        (("100KFLOPs",), {"resolution": 48}),
+        (("100KFLOPs",), {"mixers": ("additive",)}),
+        (("100KFLOPs",), {"image": 64}),
+    ],
+)
+def test_another_training_is_not_taken_over(root, budget, options):
+    try:
+        other = problem(root, *budget, **options)
+    except BudgetUnreachable:  # at another size
+        other = problem(root, "400KFLOPs", **options)
+    assert reuse.find(other) is None
+
+
+def test_trials_sampler_and_workers_may_differ(root):
+    assert reuse.find(problem(root, "100KFLOPs", trials=7, sampler="random")).name == "source"
+
+
+def test_what_is_damaged_or_unfinished_serves_nobody(root):
+    of = problem(root, "100KFLOPs")
+    weights = root / "source" / reuse.WEIGHTS
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert reuse.find(of) is None
+    weights.unlink()
+    assert reuse.find(of) is None
+    weights.write_bytes(data)
+    assert reuse.find(of) is not None
+    record = root / "source" / reuse.RECORD
+    text = record.read_text()
+    for junk in ("[1]", "junk", '{"format": 2}'):
+        record.write_text(junk)
+        assert reuse.find(of) is None
+        with pytest.raises(RunConflict, match="damaged"):
+            reuse.of(Run.open(root / "source"))
+    record.write_text(text)
+    (root / "source" / "stages.json").unlink()
+    assert reuse.find(of) is None
+
+
+def test_fresh_trains_anyway(root):
+    plan = _planned(problem(root, "100KFLOPs"), 1, fresh=True)
+    assert plan.source is None
+    assert plan.training_seconds > 0
+
+
+def test_a_source_that_has_gone_since_the_plan_is_said(root):
+    of = problem(root, "100KFLOPs")
+    shutil.rmtree(root / "source")
+    listener = Notes()
+    with of.open_run() as run:
+        reuse.supply(of, "source", run, listener)
+        assert not run.done("training")
+    assert "one is trained" in listener.notes[0]
+
+
+def test_a_run_from_before_the_record_still_opens(root):
+    (root / "source" / reuse.RECORD).unlink()
+    plan = root / "source" / PLAN
+    plan.write_text(json.dumps({k: v for k, v in json.loads(plan.read_text()).items() if v}))
+    run = Run.open(root / "source")
+    assert Plan.of(run).source is None
+    assert supernet(reopen(run, Silent()), run).num_classes == 10
+    assert job("source", "100KFLOPs", time="1s", runs=root)["trained_for"] == ["120KFLOPs"]
+
+
+def test_a_second_name_of_a_file_lasts_when_the_first_is_written_anew(tmp_path):
+    source, target = tmp_path / "one", tmp_path / "two"
+    source.write_bytes(b"old")
+    link(source, target)
+    link(source, target)
+    assert os.path.samefile(source, target)
+    mixnas.storage.write(source, b"new")
+    assert target.read_bytes() == b"old"
+    link(source, target)
+    assert target.read_bytes() == b"new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+def test_a_pick_keeps_the_budget_and_is_kept(root):
+    found = job("source", "100KFLOPs", time="5s", runs=root)
+    arch = Architecture.from_dict(found["architecture"])
+    assert mixnas.count_flops(arch, image=32, classes=10) == found["costs"]["flops"] <= 100_000
+    assert mixnas.count_params(arch, classes=10) == found["costs"]["params"]
+    assert found["interval"][0] < found["accuracy"] < found["interval"][1]
+    assert found["images"] > 100
+    place = root / "source" / "picks" / "100KFLOPs.json"
+    assert place.read_text() == arch.to_json() + "\n"
+    network = mixnas.build(arch, num_classes=10)
+    network.load_state_dict(load_file(place.with_suffix(".safetensors")))
+    assert json.loads(place.with_suffix(".found.json").read_text()) == found
+    assert found["candidates"]["known"] > 0
+    assert found["next"].startswith(f"mixnas retrain {place} --init ")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_with_time_enough_a_pick_is_the_same_again(root):
+    found = job("source", "120KFLOPs", time="1h", runs=root)
+    assert found["candidates"] == {"known": 24, "evaluated": 40, "judged": 5}
+    again = job("source", "120KFLOPs", time="1h", runs=root)
+    assert again | {"seconds": 0} == found | {"seconds": 0}
+
+
+def test_a_pick_never_leaves_any_of_its_limits(root):
+    found = job("source", ["60-110KFLOPs", "15Kparams"], time="3s", runs=root)
+    assert found["budget"] == ["60-110KFLOPs", "15Kparams"]
+    assert 60_000 <= found["costs"]["flops"] <= 110_000
+    assert found["costs"]["params"] <= 15_000
+
+
+def test_a_pick_without_a_log_evaluates(tmp_path):
+    with trained(problem(tmp_path, "120KFLOPs")):
+        pass
+    found = job("run", "100KFLOPs", time="5s", runs=tmp_path)
+    assert found["candidates"]["known"] == 0
+    assert found["candidates"]["evaluated"] > 0
+    assert "evaluated now" in found["origin"]
+
+
+def test_budgets_that_cannot_be_answered(root):
+    with pytest.raises(InvalidBudget, match="trained for 120KFLOPs"):
+        job("source", "130KFLOPs", runs=root)
+    with pytest.raises(BudgetUnreachable):
+        job("source", "1KFLOPs", runs=root)
+    with pytest.raises(InvalidOption, match="pick measures nothing"):
+        job("source", "20ms", runs=root)
+    with pytest.raises(InvalidBudget, match="no budget given"):
+        job("source", [], runs=root)
+    with pytest.raises(InvalidOption, match="not a length of time"):
+        job("source", "100KFLOPs", time="soon", runs=root)
+
+
+def test_a_run_without_a_supernet_is_refused(root):
+    (root / "source" / "stages.json").unlink()
+    with pytest.raises(RunConflict, match="not trained yet; go on with: mixnas search"):
+        job("source", "100KFLOPs", runs=root)
+
+
+def test_the_interval_is_wilsons():
+    """Against its formula: Wilson, 1927; z is 1.959964."""
+    z, n, p = 1.959964, 200, 0.8
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    assert interval(Score(p, 0.5, n)) == pytest.approx([middle - half, middle + half], abs=1e-6)
+
+
+def test_the_command_line(root, cli):
+    words = ["pick", "source", "--budget", "100KFLOPs", "--time", "2s", "--runs", root]
+    code, out, err = cli(*words, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    code, out, _ = cli(*words, "--quiet")
+    assert code == 0
+    assert found["id"] in out
+    assert "mixnas retrain" in out
+    code, _, err = cli("pick", "source", "--budget", "200KFLOPs", "--runs", root)
+    assert code == 2
+    assert "trained for 120KFLOPs" in err.splitlines()[-1]

@@ -1,0 +1,262 @@
+"""`mixnas replay`: a run rebuilt from its logs, and what it finds when something was changed."""
+
+import json
+import shutil
+
+import pytest
+import searched_run
+from searched_run import concluded, problem, searched, trained
+
+import mixnas
+from mixnas.errors import RunConflict
+from mixnas.jobs import verdicts
+from mixnas.jobs.replay import differing
+from mixnas.jobs.replay import replay as job
+from mixnas.run import Run
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Return the folder of runs with one finished search."""
+    root = tmp_path_factory.mktemp("replay")
+    of = problem(root, "120KFLOPs")
+    with trained(of) as run:
+        concluded(of, run, searched(of, run))
+    return root
+
+
+@pytest.fixture
+def root(kept, tmp_path):
+    """Return a copy of it that a test may change."""
+    shutil.copytree(kept, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def change(path, edit):
+    """Change a file's plain data."""
+    data = json.loads(path.read_text())
+    edit(data)
+    path.write_text(json.dumps(data))
+
+
+def test_nothing_differs_where_nothing_was_changed(root):
+    found = job("run", runs=root)
+    assert found["differences"] == []
+    assert found["same"]
+    assert found["asks"] == found["trials"] == 26
+    assert found["complete"] == 24
+    best = json.loads((root / "run" / "best.json").read_text())
+    assert json.loads((root / "run" / "replay" / "best.json").read_text()) == best
+    assert found["winner"] == mixnas.Architecture.from_dict(best).id
+    for name in ("trials.csv", "finalists.json", "front.json"):
+        rebuilt = (root / "run" / "replay" / name).read_bytes()
+        assert rebuilt == (root / "run" / name).read_bytes(), name
+    assert "<script" not in (root / "run" / "replay" / "report.html").read_text()
+
+
+def test_the_logs_alone_are_enough(root):
+    """Everything but the logs and what was asked is gone: the same files are made."""
+    before = {name: (root / "run" / name).read_bytes() for name in ("trials.csv", "front.json")}
+    for path in (root / "run").iterdir():
+        if path.is_file() and path.name not in ("run.json", "log.jsonl", "finalists.jsonl"):
+            path.unlink()
+    found = job("run", runs=root)
+    assert found["same"]
+    for name, data in before.items():
+        assert (root / "run" / "replay" / name).read_bytes() == data
+    assert (root / "run" / "replay" / "report.html").is_file()
+
+
+def test_the_replay_of_a_run_is_no_run_of_its_own(root):
+    job("run", runs=root)
+    shown = mixnas.jobs.show.show("run", root)
+    assert shown["comparisons"] == []
+    assert shown["retrainings"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_real_search_and_one_that_takes_its_supernet_over(tmp_path):
+    """Trained, raced, its front judged afresh, measured: all that its files say is in its logs."""
+    file = tmp_path / "few.toml"
+    file.write_text(searched_run.SPACE)
+    options = {"space": file, "epochs": 1, "trials": 8, "workers": 1, "runs": tmp_path}
+    first = mixnas.search("150KFLOPs", name="first", **options)
+    second = mixnas.search("100KFLOPs", name="second", **options)
+    assert second.read("summary.json")["supernet"]["source"] == "first"
+    assert first.read("summary.json")["supernet"]["source"] is None
+    for run in (first, second):
+        found = job(run.name, runs=tmp_path)
+        assert found["differences"] == []
+        assert found["winner"] == run.read("summary.json")["winner"]["id"]
+        assert (run.path / "replay" / "fronts.json").is_file()
+    assert (second.read("trials.csv")["flops"] <= 100_000).all()
+
+
+def test_a_changed_cell_is_named(root):
+    path = root / "run" / "trials.csv"
+    lines = path.read_text().splitlines()
+    cells = lines[4].split(",")
+    cells[lines[0].split(",").index("loss")] = "0.001"
+    path.write_text("\n".join([*lines[:4], ",".join(cells), *lines[5:]]) + "\n")
+    found = job("run", runs=root)
+    assert len(found["differences"]) == 1
+    assert found["differences"][0].startswith("trials.csv, row 3, loss: 0.001 there, ")
+
+
+def test_another_winner_is_named(root):
+    change(root / "run" / "best.json", lambda arch: arch["stages"][0].update(width=7))
+    change(root / "run" / "summary.json", lambda told: told["winner"].update(accuracy=0.999))
+    found = job("run", runs=root)
+    assert not found["same"]
+    assert any(line.startswith("best.json, stages, 0, width: 7") for line in found["differences"])
+    assert any("summary.json, winner, accuracy: 0.999" in line for line in found["differences"])
+
+
+def test_a_missing_file_and_a_broken_one_are_named(root):
+    (root / "run" / "front.json").unlink()
+    (root / "run" / "finalists.json").write_text("junk")
+    found = job("run", runs=root)
+    assert "front.json: is not there" in found["differences"]
+    assert "finalists.json: cannot be read" in found["differences"]
+
+
+def test_an_outcome_changed_in_the_log_changes_the_later_asks(root):
+    """The sampler, told another loss, asks otherwise; and the front is another."""
+    path = root / "run" / "log.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    tell = next(line for line in lines if line.get("tell") == 3)
+    tell["loss"] = 0.0001
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = job("run", runs=root)
+    assert not found["same"]
+    assert any(line.startswith("log.jsonl, ask ") for line in found["differences"])
+    assert any(line.startswith("front.json") for line in found["differences"])
+    assert 20 <= found["asks"] < 26  # the first generation was drawn before
+
+
+def test_a_log_of_another_seed_asks_otherwise(root):
+    change(root / "run" / "run.json", lambda made: made["settings"].update(seed=9))
+    found = job("run", runs=root)
+    assert found["asks"] == 0
+    assert any("the asks of log.jsonl: seed: was 0, now 9" in line for line in found["unreplayed"])
+
+
+def test_a_trial_over_the_budget_is_named(root):
+    path = root / "run" / "log.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    next(line for line in lines if line.get("ask") == 5)["costs"]["flops"] = 120_001
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = job("run", runs=root)
+    told = "log.jsonl, ask 5: flops 120001 is outside 120KFLOPs"
+    assert told in found["differences"]
+    assert any("costs.flops: was 120001, now" in line for line in found["differences"])
+
+
+def test_a_run_from_before_finalists_were_logged(root):
+    """What the old logs hold is compared; what they lack is said, and is no difference."""
+    (root / "run" / "finalists.jsonl").unlink()
+    path = root / "run" / "trials.csv"
+    frame = mixnas.Run.open(root / "run").read("trials.csv")
+    frame.drop(columns="beaten_by").to_csv(path, index=False)
+    found = job("run", runs=root)
+    assert found["same"]
+    assert found["winner"] is None
+    assert any("before they were logged" in line for line in found["unreplayed"])
+
+
+@pytest.mark.parametrize("stop", [0, 7, 20])
+def test_an_unfinished_search_is_replayed_as_far_as_it_went(tmp_path, stop):
+    of = problem(tmp_path, "120KFLOPs")
+    with trained(of) as run:
+        searched(of, run, stop=stop)
+        log = run.file("log.jsonl")
+    log.write_bytes(log.read_bytes() + b'{"tell":')  # torn by a kill
+    found = job("run", runs=tmp_path)
+    assert found["same"]
+    assert found["asks"] == found["trials"] == stop + 1
+    assert found["complete"] == stop - stop // 10
+    assert found["winner"] is None
+
+
+@pytest.mark.parametrize("sampler", ["random", "evolution", "tpe"])
+def test_every_sampler_asks_the_same_again(tmp_path, sampler):
+    of = problem(tmp_path, "120KFLOPs", sampler=sampler)
+    with trained(of) as run:
+        concluded(of, run, searched(of, run))
+    found = job("run", runs=tmp_path)
+    assert found["same"]
+    assert found["asks"] == 26
+
+
+def test_a_round_judged_again_counts_once(tmp_path):
+    """A kill between the log and the file: the round is judged again, the later line counts."""
+    of = problem(tmp_path, "120KFLOPs")
+    with trained(of) as run:
+        facts = verdicts.Facts.of(of, searched_run.Plan.of(run), run)
+        verdicts.begin(run, facts)
+        verdicts.begin(run, facts)
+        verdicts.record(run, 0, [{"number": 1}])
+        verdicts.record(run, 0, [{"number": 2}, {"number": 3}])
+        verdicts.record(run, 1, [{"number": 4}])
+        log = run.file(verdicts.LOG)
+        log.write_bytes(log.read_bytes() + b'{"round":2,"finali')
+        read, entries = verdicts.read(run)
+    assert read == facts
+    assert [entry["number"] for entry in entries] == [2, 3, 4]
+
+
+def test_earlier_finalists_enter_a_new_log(tmp_path):
+    of = problem(tmp_path, "120KFLOPs")
+    with trained(of) as run:
+        facts = verdicts.Facts.of(of, searched_run.Plan.of(run), run)
+        earlier = [{"number": 1, "round": 0}, {"number": 2, "round": 1}, {"number": 3, "round": 0}]
+        verdicts.begin(run, facts, earlier)
+        assert [entry["number"] for entry in verdicts.read(run)[1]] == [1, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "places"),
+    [
+        ({"a": 1.0}, {"a": 1.0 + 1e-12}, []),
+        ({"a": 1.0}, {"a": 1.001}, ["x, a"]),
+        ({"a": float("nan")}, {"a": float("nan")}, []),
+        ({"a": 1}, {"a": True}, ["x, a"]),
+        ({"a": None}, {}, ["x, a"]),
+        ([1, [2, 3]], [1, [2, 4], 5], ["x, 1, 1", "x, 2"]),
+        ("one", "other", ["x"]),
+    ],
+)
+def test_differences_are_found_and_rounding_is_none(was, now, places):
+    assert [line.partition(":")[0] for line in differing("x", was, now)] == places
+
+
+def test_mistakes_are_one_line(root, cli):
+    code, _, err = cli("replay", "nothing", "--runs", root)
+    assert code == 2
+    assert err.count("\n") == 1
+    (root / "run" / "log.jsonl").unlink()
+    code, _, err = cli("replay", "run", "--runs", root)
+    assert code == 2
+    assert "no log yet" in err
+
+
+def test_a_log_that_is_none_is_refused(root):
+    (root / "run" / "finalists.jsonl").write_text('{"format": 1}\n')
+    with pytest.raises(RunConflict, match="not the log that mixnas wrote"):
+        job("run", runs=root)
+
+
+def test_the_command_line_says_if_anything_differs(root, cli):
+    code, out, err = cli("replay", "run", "--runs", root, "--quiet")
+    assert (code, err) == (0, "")
+    assert "nothing differs" in out
+    change(root / "run" / "best.json", lambda arch: arch["stem"].update(kind="other"))
+    code, out, _ = cli("replay", "run", "--runs", root, "--quiet")
+    assert code == 1
+    assert "differs: best.json, stem, kind: 'other' there" in out
+    code, out, _ = cli("replay", "run", "--runs", root, "--json")
+    assert code == 1
+    assert json.loads(out)["same"] is False
+    assert Run.open(root / "run").name == "run"
