@@ -17,6 +17,7 @@ from mixnas.evaluate import Score
 from mixnas.jobs.attribution import ALL, attributed, base_rates, sentence
 from mixnas.jobs.effects import LEAST_PAIRS, Design, effects
 from mixnas.report import ATTRIBUTION, attribution_png
+from mixnas.report.attribution import attribution_figure
 from mixnas.space import SearchSpace
 
 SPACE = SearchSpace.load("small")
@@ -89,6 +90,20 @@ def test_every_block_has_its_row_and_the_elite_stands_beside_the_base_rate(found
         assert sum(row["effect"] for row in here) == pytest.approx(0, abs=1e-12)
     stage = {(row["stride"], row["mixer"]): row for row in found["stages"]}
     assert stage[8, "hilo"]["elite_low"] > stage[8, "hilo"]["base"]
+
+
+def test_a_share_of_the_elite_has_an_interval_where_none_or_all_of_it_agree(found):
+    """The judge of a single block: Wilson's interval by its quadratic equation."""
+    rows = found["blocks"] + found["stages"]
+    assert any(row["elite"] == 0 for row in rows)
+    for row in rows:
+        assert row["elite_high"] - row["elite_low"] > 0.05
+    row = next(row for row in found["blocks"] if row["block"] == "0" and row["elite"] == 0)
+    z = 1.959964
+    assert row["elite_low"] == 0
+    blocks = round(z**2 / row["elite_high"] - z**2)  # of none among n: z^2 / (n + z^2)
+    assert 1 <= blocks <= found["elite"]  # those that have such a block
+    assert row["elite_high"] == pytest.approx(z**2 / (blocks + z**2))
 
 
 def test_importance_names_the_genes_that_matter(found):
@@ -238,6 +253,18 @@ def test_the_page_and_the_screen_tell_it(tmp_path, found, cli):
     assert attribution_png(found) == attribution_png(found)
     table = pandas.DataFrame(found["blocks"])
     assert {"stride", "block", "mixer", "effect", "low", "high", "elite", "base"} <= set(table)
+
+
+def test_every_stride_of_the_table_is_in_the_picture(found):
+    """Where too few made each block's choices, the stage's own row stands."""
+    blocks = [row for row in found["blocks"] if row["stride"] != 4]
+    figure = attribution_figure({**found, "blocks": blocks})
+    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert labels[0] == "stride 4, each block"
+    strides = {int(label.removeprefix("stride ").partition(",")[0]) for label in labels}
+    assert strides == {row["stride"] for row in found["stages"]}
+    told = [text.get_text() for text in figure.axes[0].texts]
+    assert len(told) == len(blocks) + sum(row["stride"] == 4 for row in found["stages"])
 
 
 def test_a_run_of_before_has_no_section(tmp_path):

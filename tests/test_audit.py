@@ -31,6 +31,7 @@ from mixnas.errors import BudgetUnreachable, InvalidOption, RunConflict
 from mixnas.jobs import audit_draws
 from mixnas.jobs.audit import audit, trained_at
 from mixnas.jobs.audit_axes import by_axis, misplaced
+from mixnas.jobs.audit_before import Wanted, with_kept
 from mixnas.jobs.audit_draws import Drawer, Span, halves
 from mixnas.jobs.audit_rows import placed, rows, traits
 from mixnas.jobs.audit_verdict import WORDS, findings, trusted
@@ -136,7 +137,7 @@ def test_a_space_that_runs_out_says_so(problem):
     assert every == {arch.id for arch in space.architectures()}
     with pytest.raises(BudgetUnreachable, match="no further architecture lies within the budget"):
         drawer.across(len(every))
-    with pytest.raises(BudgetUnreachable, match="within 10 % of the budget's end"):
+    with pytest.raises(BudgetUnreachable, match="within 10 % of the dearest feasible cost"):
         drawer.inside(0)
 
 
@@ -151,7 +152,7 @@ def a_row(number: int, predicted: float, losses, group="across", **more) -> dict
         "group": group,
         "id": arch.id,
         "inside": group != "across",
-        "load": 0.5 if group == "across" else 0.95,
+        "load": (0.5 if group == "across" else 0.95) + number / 10_000,
         "flops": 3_000_000 + number,
         "params": 1000,
         "supernet_loss": predicted,
@@ -189,6 +190,7 @@ def made_up(across=24, inside=24, error=0.3, inner_error=0.3, noise=0.2, seeds=2
         ({"seeds": 1}, ("unknown", "unknown"), "give more --seeds"),
         ({"noise": 99.0}, ("unknown", "unknown"), "cannot be judged"),
         ({"inside": 0}, ("yes", "unknown"), "inside it nothing can be said"),
+        ({"inside": 7, "inner_error": 0.0}, ("yes", "unknown"), "(7 networks; 8 are needed)"),
     ],
     ids=str,
 )
@@ -202,7 +204,7 @@ def test_the_sentence_follows_the_rule(changes, verdict, words):
 def test_the_rule_at_its_edges():
     def figures(low, value, top=(0.5, 0.6)):
         ceiling = None if top is None else {"low": top[0], "value": top[1]}
-        return {"tau": {"low": low, "value": value}, "ceiling": ceiling}
+        return {"networks": 8, "tau": {"low": low, "value": value}, "ceiling": ceiling}
 
     assert trusted(figures(0.01, 0.3)) == "yes"
     assert trusted(figures(0.01, 0.29)) == "no"
@@ -210,6 +212,7 @@ def test_the_rule_at_its_edges():
     assert trusted(figures(0.1, 0.9, top=None)) == "unknown"
     assert trusted(figures(0.1, 0.9, top=(-0.1, 0.2))) == "unknown"
     assert trusted({"tau": None, "ceiling": None}) == trusted(None) == "unknown"
+    assert trusted(figures(0.01, 0.3) | {"networks": 7}) == "unknown"
     assert set(WORDS) == {
         (a, b) for a in ("yes", "no", "unknown") for b in ("yes", "no", "unknown")
     }
@@ -353,7 +356,11 @@ def test_page_and_screen_tell_everything_escaped(tmp_path, changes):
     out.print(screen.audited(summary))
     text = out.export_text()
     assert summary["sentence"][:60] in text
-    assert "<b>aff" in text
+    assert "tau of a ranking by cost alone" in text
+    assert "beats networks spread over the budget" in text
+    assert ("may be trusted" in text) == ("yes" in summary["trusted"].values())
+    for left in ("rho", "one drawn blindly", "<b>aff", "explains"):  # the page has the room
+        assert left not in text
     run.close()
 
 
@@ -411,7 +418,7 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(cli, run):
     words = ("--architectures", "5", "--inside", "2", "--seeds", "3", "--resolution", "48")
     code, out, _ = cli("audit", run.path, "--dry-run", "-q", "--workers", "1", *words)
     assert code == 0
-    assert "5 with costs (flops) spread over the budget, 2 within 10 % of its end" in out
+    assert "5 with costs (flops) spread over the budget, 2 within 10 % of the dearest" in out
     assert "by the supernet at 32 px, trained alone at 48 px" in out
     assert "24 of 16 steps (1 epochs), 3 seeds" in out
     code, out, _ = cli("audit", run.path, "--dry-run", "--json", *words)
@@ -436,6 +443,88 @@ def test_another_recipe_or_a_folder_of_something_else_is_refused(run):
     with pytest.raises(RunConflict, match=r"epochs: was 1, now 2.* --name"):
         audit(run, epochs=2, name="taken", dry_run=True)
     shutil.rmtree(run.file("taken"))
+
+
+def kept_audit(run: Run, name: str, *keys: str, seeds: int = 3, summary: bool = True) -> Run:
+    """An audit that is done with some architectures, or whose trainings alone are there."""
+    winner, recipe = json.loads(run.file("best.json").read_text()), {}
+    settings = {"job": "audit", "epochs": 1, "winner": "x", "recipe": recipe, "source": winner}
+    with Run.create(run.path, name, settings) as kept:
+        if summary:
+            rows = [{"key": key} for key in ("winner", *keys)]
+            kept.write("summary.json", {"seeds": seeds, "rows": rows})
+        for key in keys:
+            for seed in range(seeds):
+                kept.write(f"trainings/{key}.seed{seed}.json", {})
+        return kept
+
+
+def test_what_an_audit_rests_on_never_shrinks(run):
+    keys = ("across-1", "across-2", "across-3", "inside-1", "inside-2")
+    kept = kept_audit(run, "before", *keys, seeds=3)
+    assert with_kept(Wanted(1, 1, 1), None) == Wanted(1, 1, 1)
+    assert with_kept(Wanted(1, 1, 1), kept) == Wanted(3, 2, 3)
+    assert with_kept(Wanted(0, 0, 1), kept) == Wanted(3, 2, 3)
+    assert with_kept(Wanted(8, 1, 2), kept) == Wanted(8, 2, 3)
+    assert with_kept(Wanted(1, 9, 4), kept) == Wanted(3, 9, 4)
+    # Trained, but told by no summary: a call was killed. Those of too few seeds are not in it.
+    kept.file("summary.json").unlink()
+    assert with_kept(Wanted(1, 1, 2), kept) == Wanted(3, 2, 2)
+    kept.file("trainings/across-2.seed1.json").unlink()
+    assert with_kept(Wanted(1, 1, 2), kept) == Wanted(1, 2, 2)
+    for broken in ({}, {"seeds": "x", "rows": []}, {"seeds": 2, "rows": [1]}):
+        kept.write("summary.json", broken)
+        with pytest.raises(RunConflict, match="damaged"):
+            with_kept(Wanted(1, 1, 1), kept)
+    shutil.rmtree(kept.path)
+
+
+@pytest.mark.parametrize("job", ["audit", "compare"])
+@pytest.mark.parametrize("name", ["replay", "picks", "figures", "explain", "equal", "retrain"])
+def test_a_name_that_a_run_keeps_for_something_else_is_refused(cli, run, job, name):
+    for words in ((), ("--dry-run",)):
+        code, out, err = cli(job, run.path, "--name", name, "-q", *words)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert f"--name {name}" in err
+        assert f"{job}-2" in err
+    assert not run.file(name).joinpath("run.json").exists()
+
+
+@pytest.mark.parametrize("job", ["audit", "compare"])
+def test_an_audit_of_an_audit_says_that_the_search_is_wanted(cli, run, job):
+    kept = kept_audit(run, "inner", "across-1")
+    code, out, err = cli(job, kept.path, "-q")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "'inner' is an audit of the run 'sample', not a search" in err
+    assert f"mixnas {job} {run.path}" in err
+    shutil.rmtree(kept.path)
+
+
+def test_show_of_an_audit_shows_it_and_the_runs_page_names_it(cli, run, tmp_path):
+    copy = Run.open(shutil.copytree(run.path, tmp_path / "runs" / "sample"))
+    kept = kept_audit(copy, "audit", summary=False)
+    code, out, _ = cli("show", "sample/audit", "--runs", copy.path.parent)
+    assert code == 0
+    assert "not finished" in out
+    assert f"mixnas audit {copy.path}" in " ".join(out.split())
+    summary = a_summary(seeds=2)
+    kept.write("summary.json", summary)
+    report.audited_figure(kept)
+    report.audited_html(kept)
+    code, out, _ = cli("show", "sample/audit", "--runs", copy.path.parent)
+    assert code == 0
+    assert summary["sentence"][:40] in " ".join(out.split())
+    code, out, _ = cli("show", "sample/audit", "--runs", copy.path.parent, "--json")
+    told = json.loads(out)
+    assert (told["job"], told["state"], told["sentence"]) == (
+        "audit", "finished", summary["sentence"]
+    )  # fmt: skip
+    assert told["again"] == f"mixnas show {kept.path}"
+    assert show("sample", copy.path.parent)["audits"][0]["page"] == str(kept.file("audit.html"))
+    page = report.html(copy).read_text()
+    assert 'href="audit/audit.html"' in page
+    assert summary["sentence"][:40] in page
+    assert "Audited" not in report.html(run).read_text()
 
 
 def test_names_are_public():

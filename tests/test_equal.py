@@ -1,7 +1,7 @@
 """The equal-compute control: what it counts, what it draws, and a comparison with it."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from random import Random
 
 import pytest
@@ -85,11 +85,36 @@ def test_the_best_is_that_of_least_loss_and_failures_do_not_count(problem):
         _best(archs[:1], results[1:2])
 
 
+def test_the_reckoning_is_that_of_the_draws(run, problem, cost):
+    control = EqualCompute.of(run, problem, RECIPE)
+    told = control.reckoning
+    assert (told["training"], told["search"]) == (control.spent.training, control.spent.search)
+    assert told["networks"] == len(control.archs)
+    images = PASSES * RECIPE.batch * RECIPE.steps + problem.data.sizes["rank"]
+    assert told["cost"] == pytest.approx(sum(images * cost(arch) for arch in control.archs))
+    assert told["price"] * told["networks"] == pytest.approx(told["cost"])
+    assert f"{told['networks']} random networks x " in control.note
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_dry_run_counts_the_control_before_it_is_chosen(run, seeds):
+    settings = {"seeds": seeds, "random": 0, "epochs": 1, "dry_run": True, "name": "dry"}
+    with_it = compare(run, only=["equal"], **settings)
+    without = compare(run, only=["random"], **settings)
+    assert (with_it.to_come, without.to_come) == (1, 0)
+    assert with_it.first == with_it.equal["networks"]
+    assert without.rows()["trainings"].startswith(f"{seeds} of ")
+    assert with_it.rows()["trainings"].startswith(f"{2 * seeds} of ")
+    assert with_it.seconds > replace(with_it, to_come=0).seconds
+    assert f"{with_it.first} random networks are trained first" in with_it.rows()["equal"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_comparison_with_the_control_goes_on_where_it_was(run, problem, monkeypatch):
     settings = {"only": ["equal"], "seeds": 1, "epochs": 1, "workers": 2}
     plan = compare(run, **settings, dry_run=True)
+    assert plan.rows()["trainings"].startswith("2 of ")  # the winner and the control
     assert plan.first == len(EqualCompute.of(run, problem, plan_recipe(problem)).archs)
     assert f"{plan.first} random networks" in plan.rows()["equal"]
     kept = compare(run, **settings)
@@ -98,11 +123,15 @@ def test_a_comparison_with_the_control_goes_on_where_it_was(run, problem, monkey
     arch = mixnas.Architecture.from_dict(chosen["source"]["arch"])
     assert losses[arch.id] == min(losses.values())
     assert len(losses) == plan.first
+    assert kept.read("summary.json")["equal"] == plan.equal
     rows = {row["key"]: row for row in kept.read("summary.json")["rows"]}
     assert rows["equal"]["kind"] == "equal"
+    assert f"the best of {plan.first} random networks trained alone: " in rows["equal"]["note"]
     assert rows["equal"]["verdict"] in ("ahead", "level", "behind")
     before = {p: p.stat().st_mtime_ns for p in kept.path.glob("equal/*.json")}
-    assert compare(run, **settings, dry_run=True).first == 0
+    again = compare(run, **settings, dry_run=True)
+    assert (again.first, again.to_come, again.trainings) == (0, 0, ())
+    assert again.rows()["trainings"].startswith("2 of ")
     compare(run, **settings)
     assert {p: p.stat().st_mtime_ns for p in kept.path.glob("equal/*.json")} == before
 

@@ -457,6 +457,26 @@ class TestReport:
         drawn = {path.name for path in report.figures(run)}
         assert "fronts.png" in drawn
 
+    @pytest.mark.parametrize("place", [0, 1])
+    def test_the_legend_names_what_any_of_them_shows(self, judged_run, place):
+        run, told = judged_run
+        for front in told["fronts"]:
+            for point in front["points"]:
+                point["told_apart"] = True
+        told["fronts"][place]["points"][-1]["told_apart"] = False
+        run.write("fronts.json", told)
+        (legend,) = report.fronts_figure(run).legends
+        named = [text.get_text() for text in legend.get_texts()]
+        assert "not told apart from the cheaper" in named
+        assert len(named) == len(set(named))
+
+    def test_the_front_is_told_once_and_as_it_was_judged(self, judged_run):
+        run, _ = judged_run
+        report.figures(run)
+        page = report.html(run).read_text()
+        front = page[page.index("<h2>Front</h2>") : page.index("<h2>Fronts, judged afresh</h2>")]
+        assert "<table" not in front
+
     def test_the_page_tells_of_them_and_trusts_nothing(self, judged_run):
         run, told = judged_run
         report.figures(run)

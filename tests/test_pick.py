@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from random import Random
 
 import pytest
 import torch
@@ -19,9 +20,10 @@ from mixnas.evaluate import Score
 from mixnas.jobs import reuse
 from mixnas.jobs.pick import interval
 from mixnas.jobs.pick import pick as job
+from mixnas.jobs.picking import Ideas, Origin
 from mixnas.jobs.problem import PLAN, Plan, reopen
 from mixnas.jobs.search import _planned
-from mixnas.jobs.settings import Silent
+from mixnas.jobs.settings import Silent, seconds, written
 from mixnas.jobs.stages import supernet
 from mixnas.run import Run
 from mixnas.storage import link
@@ -290,6 +292,62 @@ def test_budgets_that_cannot_be_answered(root):
         job("source", [], runs=root)
     with pytest.raises(InvalidOption, match="not a length of time"):
         job("source", "100KFLOPs", time="soon", runs=root)
+
+
+@pytest.mark.parametrize(
+    ("time", "number"),
+    [("90s", 90), ("1h30m", 5400), ("1.5m", 90), (3, 3), (2.5, 2.5), (written(90), 90)],
+)
+def test_a_time_is_read_with_a_unit_or_as_a_number_of_seconds(time, number):
+    assert seconds(time) == number
+    assert seconds(written(time)) == number
+
+
+@pytest.mark.parametrize("time", ["0s", "-3s", 0, -3, 0.0, "0h0m"])
+def test_a_time_is_longer_than_nothing(time):
+    with pytest.raises(InvalidOption, match="longer than nothing"):
+        seconds(time)
+
+
+@pytest.mark.parametrize("time", ["", "-", "3", "soon", None, True, float("nan"), float("inf"), []])
+def test_what_is_no_time_is_refused(time):
+    with pytest.raises(InvalidOption, match="not a length of time"):
+        seconds(time)
+
+
+def test_a_pick_takes_seconds_as_a_number(root):
+    assert job("source", "100KFLOPs", time=2, runs=root)["costs"]["flops"] <= 100_000
+
+
+def test_an_origin_is_told_once_however_far_it_goes_back():
+    root = Origin("trial 14 of log.jsonl")
+    assert str(root) == "trial 14 of log.jsonl"
+    near = Origin(root.root, 1, now=True)
+    assert str(near) == "a neighbour of trial 14 of log.jsonl, evaluated now"
+    assert str(Origin(root.root, 3, now=True)) == (
+        "3 steps from trial 14 of log.jsonl, evaluated now"
+    )
+    assert str(Origin("a feasible draw", now=True)) == "a feasible draw, evaluated now"
+
+
+def test_a_neighbour_of_a_neighbour_counts_its_steps(root):
+    of = problem(root, "120KFLOPs")
+    ideas = Ideas(of.space, of.feasible, [of.tables["flops"]], Random(0))
+    best = [(Origin("trial 3 of log.jsonl", 1, now=True), of.feasible.least())]
+    origins = {idea.origin for idea in ideas.batch({}, best, 10_000)}
+    assert origins == {
+        Origin("a feasible draw", 0, now=True),
+        Origin("trial 3 of log.jsonl", 2, now=True),
+    }
+
+
+@pytest.mark.parametrize("damage", ["junk", '{"neither": 1}'])
+def test_a_damaged_log_is_told_with_what_helps(root, damage):
+    log = root / "source" / "log.jsonl"
+    log.write_text(log.read_text() + damage + "\n")
+    with pytest.raises(RunConflict, match="from a copy of the run") as told:
+        job("source", "100KFLOPs", runs=root)
+    assert "--name" not in str(told.value)
 
 
 def test_a_run_without_a_supernet_is_refused(root):

@@ -23,6 +23,7 @@ from mixnas.ranking import (
     regret_by_chance,
     spearman,
 )
+from mixnas.ranking.intervals import rho_ends
 
 WHOLE = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=4, max_size=12)
 
@@ -165,6 +166,50 @@ def test_an_interval_is_the_same_again_and_narrows_with_networks():
         assert each is None or each.low <= each.high
 
 
+@pytest.mark.parametrize("networks", [4, 8, 9, 24])
+def test_a_perfect_ranking_of_few_networks_is_not_told_as_certain(networks):
+    """The judge: how often tau of independent rankings reaches the interval's lower end."""
+    truth = np.arange(networks, dtype=float)
+    found = Ranking(truth, np.stack([truth, truth], 1), -np.stack([truth, truth], 1), -truth)
+    told = found.estimates(draws=50)
+    tau, rho = told["tau"], told["rho"]
+    variance = 2 * (2 * networks + 5) / (9 * networks * (networks - 1))
+    assert (tau.value, tau.high) == (pytest.approx(1), 1)
+    assert tau.low == pytest.approx(1 - 1.95996 * math.sqrt(variance), abs=1e-4)
+    assert rho.low < rho.value == pytest.approx(1)
+    assert told["ceiling"].low == tau.low
+    assert told["best"].low <= told["best"].value
+    assert found.over_seeds(draws=50).low == tau.low
+    for name in ("share", "strict"):
+        assert (told[name] is None) == (tau.low <= 0)
+        assert told[name] is None or told[name].low < 1
+    rng = np.random.default_rng(0)
+    chance = np.std([kendall(truth, rng.permutation(truth)) for _ in range(4000)])
+    assert math.sqrt(variance) == pytest.approx(chance, rel=0.05)
+
+
+def test_rhos_interval_is_fishers_with_bonett_and_wrights_variance():
+    low, high = rho_ends(0.5, 9)
+    for end, sign in ((low, -1), (high, 1)):
+        z = math.atanh(0.5) + sign * stats.norm.ppf(0.975) * math.sqrt(1.125 / 6)
+        assert end == pytest.approx(math.tanh(z))
+    assert rho_ends(1.0, 3) == (-1, 1)
+    assert rho_ends(1.0, 8)[0] < 0.95
+
+
+@given(st.integers(4, 9), st.randoms(use_true_random=False))
+def test_a_share_of_a_ceiling_that_may_be_nought_is_not_told(networks, random):
+    rng = np.random.default_rng(random.randrange(10**6))
+    truths = rng.normal(size=(networks, 2))
+    told = Ranking(rng.normal(size=networks), truths, truths, truths[:, 0]).estimates(draws=20)
+    ceiling = told["ceiling"]
+    if ceiling.low <= 0:
+        assert told["share"] is told["strict"] is None
+    for each in told.values():
+        assert each is None or each.low <= each.value <= each.high
+        assert each is None or each.high - each.low > 0.01
+
+
 def test_noisy_seeds_drawn_anew_widen_the_interval_downward():
     ranking = a_ranking(networks=30, noise=2.0, supernet=0.1)
     fixed, anew = ranking.estimates(draws=300)["tau"], ranking.over_seeds(draws=300)
@@ -232,5 +277,7 @@ def test_what_is_explained_is_r_squared_of_a_regression():
 
 def test_a_perfect_ranking_misplaces_nothing():
     truth = np.arange(10.0)
-    assert bias(truth, truth, np.arange(10) % 2.0).places.value == 0
+    told = bias(truth, truth, np.arange(10) % 2.0).places
+    assert told.value == 0
+    assert told.high == -told.low == pytest.approx(1.95996 / math.sqrt(5), abs=1e-4)
     assert explained(truth, truth, np.arange(10.0)[:, None]) == (0.0, 1.0)

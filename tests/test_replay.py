@@ -3,15 +3,20 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import searched_run
+import torch
 from searched_run import concluded, problem, searched, trained
 
 import mixnas
 from mixnas.errors import RunConflict
-from mixnas.jobs import verdicts
+from mixnas.evaluate import Answers
+from mixnas.jobs import front, front_answers, verdicts
 from mixnas.jobs.replay import differing
 from mixnas.jobs.replay import replay as job
+from mixnas.jobs.replayed import replayed
+from mixnas.report import winner_rows
 from mixnas.run import Run
 
 
@@ -102,7 +107,9 @@ def test_a_changed_cell_is_named(root):
     path.write_text("\n".join([*lines[:4], ",".join(cells), *lines[5:]]) + "\n")
     found = job("run", runs=root)
     assert len(found["differences"]) == 1
-    assert found["differences"][0].startswith("trials.csv, row 3, loss: 0.001 there, ")
+    assert found["differences"][0].startswith(
+        "trials.csv, line 5, loss: 0.001 there, "
+    )  # an editor's
 
 
 def test_another_winner_is_named(root):
@@ -132,8 +139,98 @@ def test_an_outcome_changed_in_the_log_changes_the_later_asks(root):
     found = job("run", runs=root)
     assert not found["same"]
     assert any(line.startswith("log.jsonl, ask ") for line in found["differences"])
-    assert any(line.startswith("front.json") for line in found["differences"])
+    assert any(line.startswith("trials.csv, ") for line in found["differences"])
+    assert not any(line.startswith("front.json") for line in found["differences"])
+    assert any(line.startswith("front.json, ") for line in found["following"])
     assert 20 <= found["asks"] < 26  # the first generation was drawn before
+
+
+def test_why_a_winner_was_not_timed_is_kept_and_shown(root):
+    """By the log of finalists, so a replay tells it as well."""
+    run = Run.open(root / "run")
+    log = run.file(verdicts.LOG)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert "not_timed" not in run.read("summary.json")["winner"]
+    for entry in lines[1]["finalists"]:
+        entry["not_timed"] = {"latency_ms": "busy machine"}
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    told = dict(replayed(run).products())["summary.json"]
+    assert told["winner"]["not_timed"] == {"latency_ms": "busy machine"}
+    assert dict(winner_rows(told))["latency"] == "not timed: busy machine"
+
+
+def test_a_torn_table_is_said_in_one_line(root):
+    path = root / "run" / "trials.csv"
+    path.write_bytes(path.read_bytes()[:-40])
+    found = job("run", runs=root)
+    assert found["differences"] == [
+        "trials.csv, line 27: is torn",
+        "trials.csv: 25 rows, 26 trials in the log",
+    ]
+
+
+@pytest.fixture
+def answered(root):
+    """Return a run whose front has been judged afresh, by made-up answers."""
+    run = Run.open(root / "run")
+    found = replayed(run)
+    log = run.file(front_answers.LOG)
+    ground = front.Ground(found.limits, found.facts.labels, found.facts.image, found.facts.classes)
+    front_answers.begin(run, found.trials, None)
+    with log.open("a") as file:
+        wanted = front.wanted(found.trials, front_answers.Record({}), ground)
+        for place, arch in enumerate({arch.id: arch for arch in wanted}.values()):
+            losses = torch.from_numpy(np.random.default_rng(place).random(50).astype("f4"))
+            line = front_answers._line(arch, Answers(losses < 0.5, losses), {})
+            file.write(json.dumps(line) + "\n")
+    for name, data in replayed(run).products():
+        seconds = {"seconds": run.read(name)["seconds"]} if name == "summary.json" else {}
+        run.write(name, data | seconds if seconds else data)
+    assert job("run", runs=root)["differences"] == []
+    return run
+
+
+def test_a_point_without_answers_is_named_and_what_follows_is_counted(root, answered, cli):
+    log = answered.file(front_answers.LOG)
+    lines = log.read_text().splitlines(keepends=True)
+    lacking = json.loads(lines[1])["judged"]
+    log.write_text("".join(line for line in lines if lacking not in line))
+    trial = next(t for t in replayed(answered).trials if t.arch.id == lacking)
+    found = job("run", runs=root)
+    assert found["differences"] == [f"front.jsonl: no answers of trial {trial.number} ({lacking})"]
+    assert not found["same"]
+    assert {line.partition(",")[0] for line in found["following"]} == {
+        "fronts.json",
+        "front.json",
+        "summary.json",
+    }
+    code, out, _ = cli("replay", "run", "--runs", root, "--quiet")
+    assert code == 1
+    assert "1 difference\n" in out
+    assert out.count("differs: ") == out.count("what follows: ") == 1
+
+
+def test_a_torn_or_damaged_or_lost_log_of_answers_is_one_line(root, answered):
+    log = answered.file(front_answers.LOG)
+    data = log.read_bytes()
+    log.write_bytes(data[:-9])
+    torn = job("run", runs=root)["differences"]
+    assert torn[-1] == "front.jsonl: its last line is torn"
+    assert torn[0].startswith("front.jsonl: no answers of trial ")
+    log.write_bytes(data.replace(b'{"judged"', b'{"jud', 1))
+    (damaged,) = job("run", runs=root)["differences"]
+    assert damaged.startswith("front.jsonl: cannot be read (")
+    log.unlink()
+    assert job("run", runs=root)["differences"] == ["front.jsonl: is not there"]
+
+
+@pytest.mark.parametrize("damage", ["junk", '{"neither": 1}', '{"tell": 1000, "loss": 1}'])
+def test_what_helps_against_a_damaged_log_is_something_that_a_replay_has(root, damage):
+    path = root / "run" / "log.jsonl"
+    path.write_text(path.read_text() + damage + "\n")
+    with pytest.raises(RunConflict, match="from a copy of the run") as told:
+        job("run", runs=root)
+    assert "--name" not in str(told.value)
 
 
 def test_a_log_of_another_seed_asks_otherwise(root):

@@ -87,17 +87,76 @@ def test_figures_without_a_training_curve(tmp_path):
 def test_the_front_is_drawn_over_the_first_budget(tmp_path, budget):
     run = finished(tmp_path, settings=with_budget(budget))
     limit = Limit.parse(budget)
-    table = run.read("trials.csv").rename(columns={"latency_ms": column(limit.cost)})
+    table = run.read("trials.csv")
+    if column(limit.cost) not in table:
+        table = table.rename(columns={"latency_ms": column(limit.cost)})
     run.write("trials.csv", table)
     figure = report.front_figure(run)
-    label, divisor = report.AXES[limit.kind]
+    label, divisor = report.axis(limit.kind, table[column(limit.cost)].max())
     per_limit = divisor * limit.high / in_column(limit.cost, limit.high)
     axes = figure.axes[0]
     assert axes.get_xlabel().startswith(label)
+    assert axes.get_xlim()[1] * per_limit < 10 * limit.high
     assert limit.where.replace("$", r"\$") in axes.get_xlabel()
     lines = [line.get_xdata() for line in axes.lines if line.get_linestyle() == "--"]
     ends = [end / per_limit for end in (limit.low, limit.high) if end]
     assert [line[0] for line in lines] == pytest.approx(ends)
+
+
+@pytest.mark.parametrize(
+    ("cost", "most", "label", "divisor"),
+    [
+        ("flops", 2_600_000_000, "GFLOPs", 1e9),
+        ("flops", 2_600_000, "MFLOPs", 1e6),
+        ("flops", 459_000, "KFLOPs", 1e3),
+        ("flops", None, "GFLOPs", 1e9),
+        ("params", 55_000, "thousand parameters", 1e3),
+        ("params", 1_500_000, "million parameters", 1e6),
+        ("latency@cuda", 0.2, "milliseconds", 1.0),
+    ],
+)
+def test_an_axis_has_the_unit_that_fits(cost, most, label, divisor):
+    found = report.axis(cost, most)
+    assert found[0].startswith(label)
+    assert found[1] == divisor
+
+
+def test_a_limit_far_away_does_not_squeeze_the_trials(tmp_path):
+    figure = report.front_figure(finished(tmp_path, settings=with_budget("1TFLOPs")))
+    for axes in figure.axes:
+        drawn = [x for c in axes.collections for x, _ in c.get_offsets()]
+        assert axes.get_xlim()[1] < 2 * max(drawn)
+        assert "1TFLOPs" in axes.get_title()
+
+
+def test_the_front_is_a_line_in_loss_only(run):
+    """In accuracy its points are marked: the front in loss need not be one there."""
+    loss, accuracy = report.front_figure(run).axes
+    points = {(row["flops"], row["accuracy"]) for row in run.read("front.json")}
+    (line,) = [line for line in loss.lines if line.get_label() == "front"]
+    (marks,) = [line for line in accuracy.lines if "front" in line.get_label()]
+    assert (line.get_linestyle(), marks.get_linestyle()) == ("-", "None")
+    label = accuracy.get_xlabel()
+    divisor = {"M": 1e6, "G": 1e9, "K": 1e3}[label[0]]
+    drawn = {(round(x * divisor), y) for x, y in zip(*marks.get_data(), strict=True)}
+    assert drawn == points
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0, "0.0%"),
+        (2e-16, "<0.1%"),
+        (0.00096, "<0.1%"),
+        (0.001, "0.1%"),
+        (0.9992, ">99.9%"),
+        (1 - 1e-12, "100.0%"),
+        (1, "100.0%"),
+        (1.25, "125.0%"),
+    ],
+)
+def test_shares_are_never_rounded_to_nothing_or_all(share, text):
+    assert report.percent(share) == text
 
 
 def test_every_complete_trial_is_drawn_and_no_other(run):
@@ -167,6 +226,12 @@ def test_trials_come_best_first_with_front_and_winner_marked(run):
         run.read("summary.json")["winner"]["number"]
     ]
     assert isinstance(table, pandas.DataFrame)
+
+
+def test_accuracies_say_of_which_images_they_are(run):
+    text = run.file("report.html").read_text(encoding="utf-8")
+    assert text.count(">accuracy, ranking<") == 2  # the front's, and the best trials'
+    assert text.count("% (standard error) by the supernet") == 1
 
 
 def test_an_unfinished_run_has_no_report(tmp_path):

@@ -11,6 +11,9 @@ from mixnas.storage import Held, guarded
 
 Line = dict[str, Any]
 
+CURE = "mend that line, or put the file back from a copy of the run"
+"""Of a damaged log that is only read."""
+
 
 class Log:
     """The open log of one search: locked, read once, then only appended to.
@@ -27,7 +30,7 @@ class Log:
         with guarded(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         self._file = Held(path, "search log")
-        self.lines, whole = parse(path)
+        self.lines, whole = parse(path, cure="mend it, or give another --name to search anew")
         os.ftruncate(self._file.handle, whole)
 
     def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -50,8 +53,12 @@ class Log:
         self._file.close()
 
 
-def parse(path: Path) -> tuple[list[Line], int]:
+def parse(path: Path, *, cure: str = CURE) -> tuple[list[Line], int]:
     """Return a log's whole lines and how many bytes they take; an absent log has none.
+
+    Args:
+        path: the log.
+        cure: what helps if a line is damaged.
 
     Raises:
         RunConflict: if a whole line is not JSON: then the file was changed by other hands.
@@ -64,8 +71,7 @@ def parse(path: Path) -> tuple[list[Line], int]:
             lines.append(dict(json.loads(line)))
         except (ValueError, TypeError):
             raise RunConflict(
-                f"search log {path}, line {number}: not a line that mixnas wrote; "
-                "mend it, or give another --name to search anew"
+                f"search log {path}, line {number}: not a line that mixnas wrote; {cure}"
             ) from None
     return lines, whole
 

@@ -30,7 +30,8 @@ def audit(
         str,
         typer.Option(
             metavar="N",
-            help="Architectures within 10 % of the budget's upper end, where rankings fail first.",
+            help="Architectures within 10 % of the dearest feasible cost, where rankings fail "
+            "first.",
             rich_help_panel=DRAWN,
         ),
     ] = "24",
@@ -39,7 +40,7 @@ def audit(
         typer.Option(
             metavar="N",
             help="Trainings of each. How well they agree is the ceiling; more of them add to an "
-            "audit that is there.",
+            "audit that is there, fewer leave it as it is.",
             rich_help_panel=TRAIN,
         ),
     ] = "2",
@@ -95,7 +96,8 @@ def audit(
     They are ranked by the supernet, as in the search, and by their loss after a training of their
     own. Kendall's tau of the two stands beside its ceiling, the tau of one training seed against
     another; then regret, how often the winner beats others, and which mixers, widths, depths and
-    stems are misplaced. Ctrl-C stops cleanly; the same command goes on where it was.
+    stems are misplaced: all of it in audit.html. Ctrl-C stops cleanly; the same command goes on
+    where it was. `mixnas show RUN/audit` shows it again.
     """
     from mixnas.jobs.settings import at_least
 

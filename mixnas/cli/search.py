@@ -91,7 +91,7 @@ def search(
         typer.Option(
             "--racing/--no-racing",
             help="Stop an evaluation as soon as a rival that is no dearer has certainly beaten it "
-            "(1 % error), or judge every image.",
+            "(1 % error), or judge every image. Nothing is raced below 200 ranking images.",
             rich_help_panel=SEARCH,
         ),
     ] = True,

@@ -19,6 +19,7 @@ from mixnas.asktell.importance import importances
 from mixnas.jobs.effects import LEVEL, Design, Effect, Place, effects
 from mixnas.jobs.paired import holm
 from mixnas.jobs.problem import Problem
+from mixnas.ranking import proportion
 from mixnas.run import Run
 from mixnas.space import SearchSpace
 
@@ -32,6 +33,8 @@ ELITE = 10
 SURE = 0.05
 """Chance below which an effect is told apart from none, after Holm's correction."""
 DRAWS = 1000
+DEGENERATE = 1e-9
+"""Width of a bootstrap's interval below which all of its draws were the same."""
 ALL = "all"
 
 Shares = Mapping[str, float]
@@ -176,17 +179,24 @@ def _shares(
 ) -> tuple[float | None, float | None, float | None]:
     """Return a mixer's share of the elite's blocks at a place, and its interval.
 
-    Architectures are drawn anew, not blocks: those of one architecture go together.
+    Of one block: Wilson's. Of a stage: architectures are drawn anew, not blocks, since those of
+    one architecture go together; where all draws agree, none of them with the mixer say, Wilson's
+    again, each architecture counting once.
     """
     counts = np.array([_made(one, stride, block, mixer) for one in elite])
     made, blocks = counts.sum(0)
     if not blocks:
         return None, None, None
+    share, units = float(made / blocks), int((counts[:, 1] > 0).sum())
     rng = np.random.default_rng(0)
     drawn = counts[rng.integers(0, len(counts), (DRAWS, len(counts)))].sum(1)
     drawn = drawn[drawn[:, 1] > 0]
-    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(made / blocks), float(low), float(high)
+    shares = drawn[:, 0] / drawn[:, 1]
+    if block != ALL or np.ptp(shares) < DEGENERATE:
+        wilson = proportion(round(share * units), units)
+        return share, min(share, wilson.low), max(share, wilson.high)
+    low, high = np.quantile(shares, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return share, float(low), float(high)
 
 
 def _made(one: Mapping[Place, str], stride: int, block: str, mixer: str) -> tuple[int, int]:

@@ -11,8 +11,10 @@ from pathlib import Path
 from mixnas import data as datasets
 from mixnas.arch import Architecture
 from mixnas.errors import InvalidOption
-from mixnas.jobs import audit_draws, audit_stages
+from mixnas.jobs import audit_draws
+from mixnas.jobs.audit_before import Wanted, known, with_kept
 from mixnas.jobs.audit_stages import Audit, Auditing
+from mixnas.jobs.audited import JOB, searches
 from mixnas.jobs.problem import Plan, Problem, reopen
 from mixnas.jobs.settings import Listener, Silent, at_least, cores
 from mixnas.jobs.show import open_run
@@ -39,12 +41,12 @@ def audit(
     """Train drawn architectures from scratch, and hold the supernet's ranking against the truth.
 
     The same call after a kill goes on where it was; one with more architectures or seeds adds to
-    what is there.
+    what is there, and one with fewer judges by all that is there.
 
     Args:
         run: a finished search: its name in `runs`, its folder, or the run.
         architectures: how many are drawn with costs spread evenly over the budget.
-        inside: how many are drawn within 10 % of the budget's upper end.
+        inside: how many are drawn within 10 % of the dearest feasible cost.
         epochs: of each training; by default as many as the run's supernet had.
         seeds: trainings of each; from two on there is a ceiling.
         resolution: side of the images on which they are trained; by default the run's, at which
@@ -61,11 +63,13 @@ def audit(
 
     Raises:
         RunConflict: if the run has no winner or no supernet, or the folder holds another audit.
+        InvalidOption: if a number or the name cannot be, or no search is given.
         MixnasError: for whatever else a user can mend.
     """
     workers = cores() if workers is None else workers
-    _check(architectures, inside, seeds, epochs, resolution, workers)
-    searched = run if isinstance(run, Run) else open_run(run, Path(runs))
+    asked = Wanted(architectures, inside, seeds)
+    _check(asked, epochs, resolution, workers)
+    searched = searches(run if isinstance(run, Run) else open_run(run, Path(runs)), name, JOB)
     winner = Architecture.from_dict(subject_of(searched).source["arch"])
     listener = listener or Silent()
     epochs = max(1, round(Plan.of(searched).epochs)) if epochs is None else epochs
@@ -84,41 +88,41 @@ def audit(
     agree(searched.path, name, stages.settings)
     there = (searched.path / name / SETTINGS).is_file()
     before = Run.open(searched.path / name) if there else None
-    makers = audit_draws.makers(original, winner, architectures, inside, audit_stages.known(before))
+    wanted = with_kept(asked, before)
+    _check_enough(wanted)
+    if wanted != asked:
+        listener.note(f"the audit has more than was asked for and rests on all of it: {wanted}")
+    makers = audit_draws.makers(original, winner, wanted.across, wanted.inside, known(before))
     if dry_run:
-        plan = stages.audit(stages.plan(makers, seeds, before, keep=False))
+        plan = stages.audit(stages.plan(makers, wanted.seeds, before, keep=False))
         listener.plan(plan.rows())
         return plan
     with Run.create(searched.path, name, stages.settings) as kept:
-        todo = stages.plan(makers, seeds, kept, keep=True)
+        todo = stages.plan(makers, wanted.seeds, kept, keep=True)
         listener.plan(stages.audit(todo).rows())
         scores = stages.score(todo, kept)
         stages.find(todo, kept, scores, stages.train(todo, kept))
         return kept
 
 
-def _check(
-    architectures: int,
-    inside: int,
-    seeds: int,
-    epochs: int | None,
-    resolution: int | None,
-    workers: int,
-) -> None:
+def _check(asked: Wanted, epochs: int | None, resolution: int | None, workers: int) -> None:
     for word, value, least in (
-        ("architectures", architectures, 0),
-        ("inside", inside, 0),
-        ("seeds", seeds, 1),
+        ("architectures", asked.across, 0),
+        ("inside", asked.inside, 0),
+        ("seeds", asked.seeds, 1),
         ("workers", workers, 1),
     ):
         at_least(word, value, least)
     for word, maybe, least in (("epochs", epochs, 1), ("resolution", resolution, 16)):
         if maybe is not None:
             at_least(word, maybe, least)
-    if architectures + inside < LEAST:
+
+
+def _check_enough(wanted: Wanted) -> None:
+    if wanted.across + wanted.inside < LEAST:
         raise InvalidOption(
-            f"{architectures} architectures and {inside} inside: a correlation needs at least "
-            f"{LEAST}; give more"
+            f"{wanted.across} architectures and {wanted.inside} inside: a correlation needs at "
+            f"least {LEAST}; give more"
         )
 
 

@@ -15,10 +15,10 @@ from mixnas.jobs.entrants import Entrant, Maker
 from mixnas.jobs.problem import Problem
 
 GROUPS = ("across", "inside")
-"""Drawn over the whole span of costs; drawn within `INSIDE` of its upper end."""
+"""Drawn over the whole span of costs; drawn within `INSIDE` of the dearest one's."""
 
 INSIDE = 0.1
-"""How near to the upper end of the budget is inside it, as a share of that end."""
+"""How near to the dearest feasible cost is inside the budget, as a share of that cost."""
 
 NEAR = 0.02
 """How far a draw's cost may lie from its place, as a share of the span; doubled until one does."""
@@ -88,7 +88,8 @@ class Drawer:
         found = self._new(rng, self.span.edge, self.span.greatest)
         if found is None:
             raise BudgetUnreachable(
-                f"no further architecture lies within {100 * INSIDE:.0f} % of the budget's end"
+                f"no further architecture lies within {100 * INSIDE:.0f} % of the dearest "
+                "feasible cost"
             )
         return found
 

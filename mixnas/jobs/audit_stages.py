@@ -9,15 +9,17 @@ import pandas
 
 from mixnas import report
 from mixnas.arch import Architecture
+from mixnas.errors import MixnasError
 from mixnas.jobs.audit_draws import Span
 from mixnas.jobs.audit_rows import placed, rows
 from mixnas.jobs.audit_verdict import SHARE, findings
 from mixnas.jobs.audited import JOB
-from mixnas.jobs.contest import ENTRANTS, SUMMARY, TRAINED, Comparison, Contest, Results
+from mixnas.jobs.contest import SUMMARY, TRAINED, Comparison, Contest, Results
 from mixnas.jobs.entrants import Entrant
 from mixnas.jobs.problem import Plan, Problem
 from mixnas.jobs.settings import duration
 from mixnas.network import Network
+from mixnas.ranking import ENOUGH
 from mixnas.run import Run
 
 SCORES, TABLE = "scores.json", "audit.csv"
@@ -72,7 +74,7 @@ class Audit:
         return {
             "run": str(plan.run),
             "architectures": f"{self.across} with costs ({self.cost}) spread over the budget, "
-            f"{self.inside} within 10 % of its end, and the winner",
+            f"{self.inside} within 10 % of the dearest feasible cost, and the winner",
             **{f"without {key}": reason for key, reason in plan.absent.items()},
             "ranked": f"by the supernet at {self.ranked} px{transfer}",
             "trainings": f"{wanted} of {plan.steps:,} steps ({plan.epochs} epochs), {plan.seeds} "
@@ -174,7 +176,8 @@ class Auditing(Contest):
             "audit": kept.name,
             "of": self.searched.name,
             **findings(found, plan.seeds),
-            "rule": f"tau's 95 % interval above 0, and tau at least {SHARE:g} of its ceiling",
+            "rule": f"tau's 95 % interval above 0, and tau at least {SHARE:g} of its ceiling; "
+            f"nothing is said of fewer than {ENOUGH} networks",
             "data": problem.data.name,
             "labels": len(problem.data.labels),
             "budget": [str(limit) for limit in problem.limits],
@@ -196,21 +199,15 @@ class Auditing(Contest):
         kept.write(SUMMARY, told)
         report.audited_figure(kept)
         report.audited_html(kept)
+        self._named()
 
-
-def known(kept: Run | None) -> dict[str, str]:
-    """Return the ids of the architectures that an audit has drawn, by key.
-
-    Raises:
-        RunConflict: if what was kept of them is damaged.
-    """
-    if kept is None or not kept.file(ENTRANTS).is_file():
-        return {}
-    try:
-        entrants = kept.read(ENTRANTS)["entrants"]
-        return {k: Architecture.from_dict(e["source"]["arch"]).id for k, e in entrants.items()}
-    except (KeyError, TypeError, AttributeError):
-        raise kept.broken(ENTRANTS) from None
+    def _named(self) -> None:
+        """Make the run's page again, if it has one: it names the audits."""
+        if self.searched.file(report.PAGE).is_file():
+            try:
+                report.html(self.searched)
+            except (MixnasError, KeyError) as error:
+                self.listener.note(f"the run's {report.PAGE} does not name the audit: {error}")
 
 
 def _scores(kept: Run) -> dict[str, dict[str, float]]:

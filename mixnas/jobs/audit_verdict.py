@@ -2,7 +2,8 @@
 
 The rule. A ranking may be trusted where the lower end of tau's 95 % interval is above 0 and tau is
 at least half its ceiling; the ceiling is the tau of one training seed against another on the same
-networks. Where the ceiling itself cannot be told from 0, nothing can be said.
+networks. Where the ceiling itself cannot be told from 0, or there are fewer than `ENOUGH` networks,
+nothing can be said.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from mixnas.jobs.audit_axes import by_axis, misplaced
 from mixnas.jobs.audit_draws import INSIDE
 from mixnas.jobs.audit_rows import Rows, ranked
-from mixnas.ranking import LEAST, Estimate, proportion, regret
+from mixnas.ranking import ENOUGH, LEAST, Estimate, proportion, regret
 from mixnas.ranking import regret_by_chance as by_chance
 
 SHARE = 0.5
@@ -97,7 +98,7 @@ def _beats(whole: Rows, others: Rows) -> dict[str, Any] | None:
 
 def trusted(figures: Mapping[str, Any] | None) -> str:
     """Apply the rule: ``yes``, ``no``, or ``unknown`` where nothing can be said."""
-    if figures is None or figures["tau"] is None:
+    if figures is None or figures["tau"] is None or figures["networks"] < ENOUGH:
         return "unknown"
     if figures["tau"]["low"] <= 0:
         return "no" if _known(figures["ceiling"]) else "unknown"
@@ -116,7 +117,7 @@ def sentence(told: Mapping[str, Any], verdict: Mapping[str, str], seeds: int) ->
         part
         for part in (
             _figures("across the budget", told["overall"]),
-            _figures(f"inside it (within {100 * INSIDE:.0f} % of its end)", told["inside"]),
+            _figures(f"inside it (within {100 * INSIDE:.0f} % of the dearest)", told["inside"]),
         )
         if part
     )
@@ -146,4 +147,6 @@ def _figures(where: str, figures: Mapping[str, Any] | None) -> str:
         return f"{where} all networks alike"
     tau, top = figures["tau"], figures["ceiling"]
     text = f"tau {tau['value']:.2f} [{tau['low']:.2f}, {tau['high']:.2f}] {where}"
-    return text if top is None else f"{text}, ceiling {top['value']:.2f}"
+    text += "" if top is None else f", ceiling {top['value']:.2f}"
+    few = figures["networks"] < ENOUGH
+    return f"{text} ({figures['networks']} networks; {ENOUGH} are needed)" if few else text

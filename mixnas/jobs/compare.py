@@ -5,7 +5,7 @@ every seed, in workers), **timing** (all in turn, while no worker runs). What is
 the table shows; what an earlier call has trained is kept and used.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,15 @@ from typing import Any
 from mixnas.arch import Architecture
 from mixnas.errors import InvalidSpace, RunConflict
 from mixnas.jobs import entrants
-from mixnas.jobs.contest import Comparison, Contest
+from mixnas.jobs.audited import audited, searches
+from mixnas.jobs.contest import Comparison, Contest, settled
+from mixnas.jobs.entrants import Maker
 from mixnas.jobs.equal import EqualCompute
 from mixnas.jobs.problem import Plan, reopen
 from mixnas.jobs.runs import command, finished, state
 from mixnas.jobs.settings import Listener, Silent, at_least, cores
 from mixnas.jobs.show import open_run
 from mixnas.run import SETTINGS, Run, agree
-
-PRODUCTS = ("compare.csv", "trainings.csv", "entrants.json", "figures/compare.png", "report.html")
 
 
 def compare(
@@ -63,6 +63,7 @@ def compare(
 
     Raises:
         RunConflict: if the run is not finished, or the folder holds another comparison.
+        InvalidOption: if the name is kept for something else, or no search is given.
         MixnasError: for whatever else a user can mend.
     """
     only = tuple(only)
@@ -72,7 +73,7 @@ def compare(
     if epochs is not None:
         at_least("epochs", epochs, 1)
     entrants.check(only, timm)
-    searched = run if isinstance(run, Run) else open_run(run, Path(runs))
+    searched = searches(run if isinstance(run, Run) else open_run(run, Path(runs)), name, "compare")
     winner = _winner(searched)
     listener = listener or Silent()
     epochs = max(1, round(Plan.of(searched).epochs)) if epochs is None else epochs
@@ -84,21 +85,44 @@ def compare(
     if dry_run:
         there = (searched.path / name / SETTINGS).is_file()
         kept = Run.open(searched.path / name) if there else None
-        first = len(control.lacking(kept)) if control else 0
-        plan = contest.plan(makers, seeds, kept, keep=False, first=first)
+        plan = _plan(contest, makers, seeds, kept, control, keep=False)
         listener.plan(plan.rows())
         return plan
     with Run.create(searched.path, name, contest.settings) as kept:
-        first = len(control.lacking(kept)) if control else 0
-        plan = contest.plan(makers, seeds, kept, keep=True, first=first)
+        plan = _plan(contest, makers, seeds, kept, control, keep=True)
         listener.plan(plan.rows())
-        if control:
-            choose = partial(control.choose, kept, workers, listener)
-            makers |= entrants.equal(problem, choose)
-            plan = contest.plan(makers, seeds, kept, keep=True)
+        if control and plan.to_come:
+            makers |= _chosen(contest, kept, control)
+            plan = contest.plan(makers, seeds, kept, keep=True, equal=control.reckoning)
         results = contest.train(plan, kept)
         contest.conclude(plan, kept, results, contest.time(plan, kept, results))
         return kept
+
+
+def _plan(
+    contest: Contest,
+    makers: Mapping[str, Maker],
+    seeds: int,
+    kept: Run | None,
+    control: EqualCompute | None,
+    *,
+    keep: bool,
+) -> Comparison:
+    """Plan with the equal-compute control, whether it has been chosen yet or not."""
+    if control is None:
+        return contest.plan(makers, seeds, kept, keep=keep)
+    told = control.reckoning
+    if kept is not None and settled(kept, "equal"):
+        everyone = {**makers, **_chosen(contest, kept, control)}
+        return contest.plan(everyone, seeds, kept, keep=keep, equal=told)
+    first = len(control.lacking(kept))
+    return contest.plan(makers, seeds, kept, keep=keep, first=first, to_come=1, equal=told)
+
+
+def _chosen(contest: Contest, kept: Run, control: EqualCompute) -> dict[str, Maker]:
+    """Return the equal-compute control as an entrant, which is trained for once."""
+    choose = partial(control.choose, kept, contest.workers, contest.listener)
+    return entrants.equal(contest.problem, choose)
 
 
 def comparison(kept: Run) -> dict[str, Any]:
@@ -107,8 +131,7 @@ def comparison(kept: Run) -> dict[str, Any]:
     Raises:
         RunConflict: if it is not finished.
     """
-    files = {name: str(kept.file(name)) for name in PRODUCTS if kept.file(name).is_file()}
-    return {**kept.read("summary.json"), "folder": str(kept.path), "files": files}
+    return audited(kept)
 
 
 def _winner(run: Run) -> Architecture:

@@ -50,6 +50,8 @@ class Comparison:
         workers: processes that train.
         images: that judge.
         first: trainings that choose the equal-compute control, still to be done.
+        to_come: entrants that are found only then; each has a training with every seed.
+        equal: how the equal-compute control was reckoned (`mixnas.jobs.equal`), if it takes part.
     """
 
     run: Path
@@ -63,13 +65,16 @@ class Comparison:
     workers: int
     images: int
     first: int = 0
+    to_come: int = 0
+    equal: Mapping[str, Any] | None = None
 
     @property
     def seconds(self) -> float:
         """How long it should take."""
         spans = sum(self.steps * self.pace.get(key, 0.0) for key, _ in self.trainings)
-        spans += self.first * self.steps * self.pace.get("winner", 0.0)
-        return OVERHEAD + TIMING * len(self.entrants) + spans / self.workers
+        further = self.first + self.to_come * self.seeds
+        spans += further * self.steps * self.pace.get("winner", 0.0)
+        return OVERHEAD + TIMING * (len(self.entrants) + self.to_come) + spans / self.workers
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -82,28 +87,39 @@ class Comparison:
             "pace": dict(self.pace),
             "seconds": self.seconds,
         }
-        return own | {
-            n: getattr(self, n) for n in ("seeds", "epochs", "steps", "workers", "images", "first")
-        }
+        names = ("seeds", "epochs", "steps", "workers", "images", "first", "to_come", "equal")
+        return own | {name: getattr(self, name) for name in names}
 
     def rows(self) -> dict[str, str]:
         """Return the plan for people: label to text."""
         kinds: dict[str, list[str]] = {}
         for entrant in self.entrants:
             kinds.setdefault(entrant.kind, []).append(entrant.label)
-        wanted = len(self.entrants) * self.seeds
-        done = wanted - len(self.trainings)
+        known = len(self.entrants) * self.seeds
+        wanted = known + self.to_come * self.seeds
+        done = known - len(self.trainings)
         before = f", {done} of them done before" if done else ""
         return {
             "run": str(self.run),
             **{kind: "; ".join(labels) for kind, labels in kinds.items()},
             **{f"without {key}": reason for key, reason in self.absent.items()},
-            **({"equal": f"{self.first} random networks are trained first"} if self.first else {}),
+            **({"equal": self._equal()} if self.first or self.to_come else {}),
             "trainings": f"{wanted} of {self.steps:,} steps ({self.epochs} epochs), {self.seeds} "
             f"seeds, {self.workers} workers{before}",
             "judged on": f"{self.images:,} images that chose nothing",
             "time": f"about {duration(self.seconds)}",
         }
+
+    def _equal(self) -> str:
+        """Say what choosing the equal-compute control takes, and for how much compute."""
+        first = f"{self.first} random networks are trained first, the best of all takes part"
+        if self.equal is None:
+            return first
+        spent = self.equal["training"] + self.equal["search"]
+        return (
+            f"{first}; {self.equal['networks']} at {self.equal['price']:.2g} multiply-adds each "
+            f"cost what supernet and search did, {spent:.2g}"
+        )
 
 
 @dataclass(frozen=True)
@@ -161,6 +177,8 @@ class Contest:
         *,
         keep: bool,
         first: int = 0,
+        to_come: int = 0,
+        equal: Mapping[str, Any] | None = None,
     ) -> Comparison:
         """Find who takes part, what is still to be trained, and what it will take.
 
@@ -170,6 +188,8 @@ class Contest:
             kept: the comparison's folder, if it is there.
             keep: whether to write into it.
             first: trainings that are to be done before.
+            to_come: entrants that are found by these.
+            equal: how the equal-compute control was reckoned.
         """
         entrants, absent = self._gather(makers, kept, keep)
         done = _results(kept, entrants, seeds, self._images)
@@ -183,7 +203,12 @@ class Contest:
             epochs=self.epochs,
             trainings=lacking,
             pace=self._pace(
-                [e for e in entrants if (e.key, 0) in lacking or (first and e.key == "winner")],
+                [
+                    entrant
+                    for entrant in entrants
+                    if (entrant.key, 0) in lacking
+                    or ((first or to_come) and entrant.key == "winner")
+                ],
                 kept,
                 keep,
             ),
@@ -191,6 +216,8 @@ class Contest:
             workers=self.workers,
             images=self._images,
             first=first,
+            to_come=to_come,
+            equal=equal,
         )
 
     def _gather(
@@ -343,6 +370,7 @@ class Contest:
                 "recipe": asdict(self.recipe),
                 "rows": rows,
                 "absent": dict(plan.absent),
+                **({} if plan.equal is None else {"equal": dict(plan.equal)}),
                 "conditions": kept.read(TIMES)["conditions"] if times else {},
             },
         )
@@ -356,6 +384,12 @@ def _file(key: str, seed: int, suffix: str) -> str:
 
 def _figures(outcome: Mapping[str, Any]) -> dict[str, float]:
     return {"accuracy": outcome["accuracy"]} if "accuracy" in outcome else {}
+
+
+def settled(kept: Run | None, key: str) -> bool:
+    """Say whether an entrant has been found, or it is known that there is none."""
+    known, absent = _known(kept)
+    return key in known or key in absent
 
 
 def _known(kept: Run | None) -> tuple[dict[str, Entrant], dict[str, str]]:

@@ -7,7 +7,7 @@ same on every machine: three of a forward pass for a training step (forward, and
 backward), one for an evaluation.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from random import Random
@@ -71,14 +71,13 @@ def spent(run: Run, problem: Problem) -> Spent:
 
 def draws(problem: Problem, recipe: AloneRecipe, total: float) -> list[Architecture]:
     """Draw distinct architectures uniformly until their trainings cost the total; one at least."""
-    cost = _cost(problem)
-    images = PASSES * recipe.batch * recipe.steps + problem.data.sizes["rank"]
+    cost = _price(problem, recipe)
     rng = Random(f"equal {problem.settings.seed}")
     found: dict[str, Architecture] = {}
     left = total
     for _ in range(MOST):
         arch = problem.feasible.sample(rng)
-        price = cost(arch) * images
+        price = cost(arch)
         if arch.id in found:
             continue
         if found and price > left:
@@ -86,6 +85,13 @@ def draws(problem: Problem, recipe: AloneRecipe, total: float) -> list[Architect
         found[arch.id] = arch
         left -= price
     return list(found.values())
+
+
+def _price(problem: Problem, recipe: AloneRecipe) -> Callable[[Architecture], int]:
+    """Return what gives the multiply-adds of an architecture's training and its evaluation."""
+    cost = _cost(problem)
+    images = PASSES * recipe.batch * recipe.steps + problem.data.sizes["rank"]
+    return lambda arch: cost(arch) * images
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,28 @@ class EqualCompute:
         """Count what a run has cost, and draw for as much."""
         cost = spent(run, problem)
         return cls(problem, recipe, tuple(draws(problem, recipe, cost.total)), cost)
+
+    @property
+    def reckoning(self) -> dict[str, float]:
+        """How the number of networks follows from what the search has cost, in multiply-adds.
+
+        training (of the supernet), search, networks (how many are trained alone), price (of one
+        with its evaluation, on average) and cost (of all).
+        """
+        price = _price(self.problem, self.recipe)
+        cost = float(sum(map(price, self.archs)))
+        number = len(self.archs)
+        return {**asdict(self.spent), "networks": number, "price": cost / number, "cost": cost}
+
+    @property
+    def note(self) -> str:
+        """The reckoning in words."""
+        told = self.reckoning
+        return (
+            f"{told['networks']} random networks x {told['price']:.2g} multiply-adds on average = "
+            f"{told['cost']:.2g}, for the supernet's {told['training']:.2g} and the evaluations' "
+            f"{told['search']:.2g}"
+        )
 
     def lacking(self, kept: Run | None) -> list[Architecture]:
         """Return the architectures whose trainings are still to be done."""
@@ -137,7 +165,8 @@ class EqualCompute:
                 kept.file(f"{FOLDER}/{arch.id}.pt").unlink(missing_ok=True)
                 listener.advance(1, loss=outcome.get("loss", float("nan")))
         listener.end()
-        return _best(self.archs, [_result(kept, arch) for arch in self.archs])
+        best, note = _best(self.archs, [_result(kept, arch) for arch in self.archs])
+        return best, f"{note}: {self.note}"
 
     def _task(self, arch: Architecture, kept: Run) -> dict[str, Any]:
         settings, data = self.problem.settings, self.problem.data

@@ -123,7 +123,7 @@ class _Contest:
 
     def winner(self) -> dict[str, Any]:
         """Return the best that keeps the limits, or else the nearest to them."""
-        return min(self.found, key=lambda e: (self._excess(e), e["rank"]["loss"], e["number"]))
+        return min(self.found, key=lambda entry: (self._excess(entry), *_standing(entry)))
 
     def judge(self, number: int, trials: Sequence[Trial], limits: Sequence[Limit]) -> bool:
         """Judge a round: the best trials within its limits, none twice; say if there are any."""
@@ -144,8 +144,9 @@ class _Contest:
         for trial in chosen:
             found.append(_judge(trial, self.evaluator, self.report))
             self.listener.advance(1)
-        spans = whole([trial.arch for trial in chosen], self.problem, self.listener)
-        for trial, entry, figures in zip(chosen, found, spans, strict=True):
+        ranked = sorted(zip(chosen, found, strict=True), key=lambda pair: _standing(pair[1]))
+        spans = whole([trial.arch for trial, _ in ranked], self.problem, self.listener)
+        for (trial, entry), figures in zip(ranked, spans, strict=True):
             entry |= figures | {"predicted": _predicted(trial.arch, self.problem), "round": number}
         self.listener.advance(1)
         self.listener.end()
@@ -175,6 +176,11 @@ class _Contest:
 def further_trials(trials: int) -> int:
     """Return how many architectures a further round evaluates, after a first of so many."""
     return max(2 * FINALISTS, trials // MORE)
+
+
+def _standing(entry: Mapping[str, Any]) -> tuple[float, int]:
+    """Return what finalists are ordered by where all keep the limits: the winner's is least."""
+    return entry["rank"]["loss"], entry["number"]
 
 
 def _earlier(run: Run) -> list[dict[str, Any]]:

@@ -100,13 +100,13 @@ class Facts:
 
 
 def row(trial: Trial) -> dict[str, Any]:
-    """Return one line of ``trials.csv``."""
+    """Return one line of ``trials.csv``; one that a race stopped is not complete but beaten."""
     costs = {column(cost): in_column(cost, value) for cost, value in trial.costs.items()}
     result = trial.score
     return {
         "number": trial.number,
         "id": trial.arch.id,
-        "state": trial.state,
+        "state": "beaten" if _beaten(trial) else trial.state,
         "origin": trial.origin,
         "accuracy": result.accuracy if result else None,
         "loss": result.loss if result else None,
@@ -118,6 +118,11 @@ def row(trial: Trial) -> dict[str, Any]:
         "depth": sum(len(stage.blocks) for stage in trial.arch.stages),
         "reason": trial.reason,
     }
+
+
+def _beaten(trial: Trial) -> bool:
+    """Say whether a race stopped its evaluation, so that its loss is an estimate."""
+    return trial.state == "complete" and not trial.contends
 
 
 def point(trial: Trial) -> dict[str, Any]:
@@ -141,7 +146,6 @@ def summary(
         front: the points of ``front.json``.
         seconds: what each stage took.
     """
-    states = [trial.state for trial in trials]
     return {
         "format": 1,
         **{key: getattr(facts, key) for key in ("run", "budget", "data", "space")},
@@ -155,8 +159,9 @@ def summary(
         },
         "trials": {
             "asked": len(trials),
-            "complete": states.count("complete"),
-            "failed": states.count("failed"),
+            "complete": sum(trial.contends for trial in trials),
+            "beaten": sum(map(_beaten, trials)),
+            "failed": sum(trial.state == "failed" for trial in trials),
         },
         "racing": {"rate": facts.racing, **images(trials)},
         "seconds": {**seconds, "total": sum(seconds.values())},
@@ -213,6 +218,7 @@ def _winner(facts: Facts, best: Architecture, entry: Mapping[str, Any]) -> dict[
         "flops": entry["flops"],
         "params": entry["params"],
         **{key: value for key, value in entry.items() if key.startswith(MEASURED_COLUMNS)},
+        **({"not_timed": entry["not_timed"]} if "not_timed" in entry else {}),
         "predicted": entry["predicted"],
         "flops_as_trained": trained(best),
         "resolution": facts.resolution,

@@ -126,8 +126,24 @@ def wanted(trials: Iterable[Trial], record: Record, ground: Ground) -> list[Arch
 
 def answered(trials: Iterable[Trial], record: Record, ground: Ground) -> bool:
     """Say whether there are points, and all of them have answered."""
-    archs = wanted(trials, record, ground)
-    return bool(archs) and all(arch.id in record.judged for arch in archs)
+    known = list(trials)
+    return bool(wanted(known, record, ground)) and not silent(known, record, ground)
+
+
+def silent(trials: Iterable[Trial], record: Record, ground: Ground) -> list[Trial]:
+    """Return the trials on the fronts that have not answered, each once."""
+    known = list(trials)
+    lacking = {arch.id for arch in wanted(known, record, ground)} - record.judged.keys()
+    return [trial for trial in known if trial.arch.id in lacking]
+
+
+def tellable(trials: Iterable[Trial], record: Record, ground: Ground) -> bool:
+    """Say whether of every front a point has answered, so that there is something to tell."""
+    weighed = record.weighed(trials)
+    return bool(weighed) and all(
+        any(trial.arch.id in record.judged for trial in thinned(over(weighed, cost)))
+        for cost in ground.costs(weighed)
+    )
 
 
 def judged_fronts(
@@ -173,6 +189,8 @@ def tell_fronts(
 ) -> dict[str, Any]:
     """Return the fronts as plain data: a function of what the logs hold, whoever asks.
 
+    A point that has not answered is left out (see `silent`); of each front one has (`tellable`).
+
     Args:
         trials: what was evaluated.
         record: the points' answers.
@@ -184,9 +202,6 @@ def tell_fronts(
         were thinned), left_out (see there), points (in the order of cost, as `_point` tells),
         hypervolume (value, low, high, rank: on the images that chose, and the reference) and
         selection (mean loss on the images that chose and on others); conventions (`_conventions`).
-
-    Raises:
-        KeyError: if a point has not answered (see `answered`).
     """
     weighed = record.weighed(trials)
     measured = {entry["id"]: entry for entry in finalists}
@@ -223,7 +238,7 @@ def _front(
     ground: Ground,
 ) -> dict[str, Any]:
     whole = over(trials, cost)
-    points = thinned(whole)
+    points = [trial for trial in thinned(whole) if trial.arch.id in judged]
     known = [judged[trial.arch.id] for trial in points]
     losses = np.stack([one.answers.losses.numpy() for one in known])
     means = resampled(losses)

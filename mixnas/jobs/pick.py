@@ -12,7 +12,6 @@ from typing import Any
 from safetensors.torch import save as save_tensors
 
 from mixnas.arch import Architecture
-from mixnas.asktell import read_trials
 from mixnas.cost.feasible import Feasible
 from mixnas.cost.limit import MEASURED, Limit, column, in_column, parse_all
 from mixnas.cost.memory import PeakMemory
@@ -21,8 +20,9 @@ from mixnas.evaluate import Score, SupernetEvaluator, score
 from mixnas.jobs import reuse
 from mixnas.jobs.devices import ELSEWHERE, tabled
 from mixnas.jobs.found import describe
-from mixnas.jobs.picking import Ideas
+from mixnas.jobs.picking import Ideas, Origin
 from mixnas.jobs.problem import Problem, Table, reopen
+from mixnas.jobs.replayed import logged
 from mixnas.jobs.runs import command, job
 from mixnas.jobs.settings import Listener, Silent, seconds
 from mixnas.jobs.show import open_run
@@ -79,10 +79,10 @@ class Known:
     """
 
     losses: dict[str, tuple[Architecture, float]] = field(default_factory=dict)
-    origins: dict[str, str] = field(default_factory=dict)
+    origins: dict[str, Origin] = field(default_factory=dict)
     evaluated: int = 0
 
-    def best(self) -> list[tuple[str, Architecture]]:
+    def best(self) -> list[tuple[Origin, Architecture]]:
         """Return origin and architecture of those that can be picked, least loss first."""
         order = sorted(self.origins, key=lambda name: (self.losses[name][1], name))
         return [(self.origins[name], self.losses[name][0]) for name in order]
@@ -92,7 +92,7 @@ def pick(
     run: str | Path | Run,
     budget: str | Iterable[str],
     *,
-    time: str = "20s",
+    time: str | float = "20s",
     runs: str | Path = "runs",
     listener: Listener | None = None,
 ) -> dict[str, Any]:
@@ -106,7 +106,8 @@ def pick(
         run: a search whose supernet is trained: its name, or its folder.
         budget: limits that hold together, inside those that the supernet was trained for; of
             these, what is not given anew stays as it was.
-        time: how long the evaluations may take, such as ``"20s"``; what has begun is finished.
+        time: how long the evaluations may take, such as ``"20s"`` or a number of seconds; what has
+            begun is finished.
         runs: the folder of runs.
         listener: is told how it gets on.
 
@@ -118,7 +119,8 @@ def pick(
     Raises:
         InvalidBudget: if a limit reaches beyond what the supernet was trained for.
         BudgetUnreachable: if no architecture keeps the limits.
-        RunConflict: if there is no such run, or its supernet is not trained yet.
+        RunConflict: if there is no such run, its supernet is not trained yet, or its log is
+            damaged.
     """
     wanted = parse_all((budget,) if isinstance(budget, str) else tuple(budget))
     if not wanted:
@@ -181,7 +183,7 @@ def _answer(asked: Asked, listener: Listener) -> dict[str, Any]:
     _explore(asked, known, problem.evaluator(network), listener)
     judge = problem.evaluator(network, fresh=True)
     listener.stage("finalists", min(JUDGED, len(known.origins)))
-    judged: list[tuple[float, str, Architecture, Score]] = []
+    judged: list[tuple[float, Origin, Architecture, Score]] = []
     for origin, arch in known.best()[:JUDGED]:
         ranked = score(judge.prepared(arch), judge.batches)
         judged.append((ranked.loss, origin, arch, ranked))
@@ -199,12 +201,12 @@ def _learnt(asked: Asked) -> Known:
     """Return what the run's logs know: every loss for the model, those within for picking."""
     known = Known()
     for log in sorted(asked.run.path.glob("log*.jsonl")):
-        for trial in read_trials(log):
+        for trial in logged(log):
             if trial.score is None or trial.arch.id in known.losses:
                 continue
             known.losses[trial.arch.id] = trial.arch, trial.score.loss
             if trial.contends and trial.arch in asked.feasible:
-                known.origins[trial.arch.id] = f"trial {trial.number} of {log.name}"
+                known.origins[trial.arch.id] = Origin(f"trial {trial.number} of {log.name}")
     return known
 
 
@@ -220,7 +222,7 @@ def _explore(asked: Asked, known: Known, evaluator: SupernetEvaluator, listener:
         for idea in batch:
             loss = evaluator(idea.arch).loss
             known.losses[idea.arch.id] = idea.arch, loss
-            known.origins[idea.arch.id] = f"{idea.origin}, evaluated now"
+            known.origins[idea.arch.id] = idea.origin
             known.evaluated += 1
             listener.advance(1, loss=loss)
             if asked.over(SHARE):
@@ -231,7 +233,7 @@ def _explore(asked: Asked, known: Known, evaluator: SupernetEvaluator, listener:
 
 
 def _told(
-    asked: Asked, judge: SupernetEvaluator, origin: str, arch: Architecture, ranked: Score
+    asked: Asked, judge: SupernetEvaluator, origin: Origin, arch: Architecture, ranked: Score
 ) -> dict[str, Any]:
     """Report what is picked on the images that chose nothing, and keep its weights."""
     run, problem = asked.run, asked.problem
@@ -264,7 +266,7 @@ def _told(
         "images": reported.images,
         "rank_accuracy": ranked.accuracy,
         "rank_loss": ranked.loss,
-        "origin": origin,
+        "origin": str(origin),
         "files": files,
         "next": _next(problem, files),
     }

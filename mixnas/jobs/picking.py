@@ -32,11 +32,31 @@ Cost = Callable[[Architecture], int]
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where an architecture comes from.
+
+    Attributes:
+        root: the trial or the draw that it goes back to.
+        steps: how many times a neighbour was made since.
+        now: whether it was evaluated for this pick.
+    """
+
+    root: str
+    steps: int = 0
+    now: bool = False
+
+    def __str__(self) -> str:
+        """Return it for people: ``a neighbour of trial 14 of log.jsonl, evaluated now``."""
+        near = {0: "", 1: "a neighbour of "}.get(self.steps, f"{self.steps} steps from ")
+        return f"{near}{self.root}{', evaluated now' if self.now else ''}"
+
+
+@dataclass(frozen=True)
 class Idea:
     """An architecture within the limits, and where it comes from."""
 
     arch: Architecture
-    origin: str
+    origin: Origin
 
 
 class Ideas:
@@ -59,14 +79,14 @@ class Ideas:
     def batch(
         self,
         known: Mapping[str, tuple[Architecture, float]],
-        best: Sequence[tuple[str, Architecture]],
+        best: Sequence[tuple[Origin, Architecture]],
         number: int,
     ) -> list[Idea]:
         """Return at most so many architectures whose losses are not known yet.
 
         Args:
             known: architecture and loss by id, within the limits or not.
-            best: name and architecture of the best within them.
+            best: origin and architecture of the best within them.
             number: how many to return.
         """
         pool = {idea.arch.id: idea for idea in self._pool(best) if idea.arch.id not in known}
@@ -75,14 +95,14 @@ class Ideas:
         ranked = self._ranked(list(known.values()), list(pool.values()))
         return ranked[:number]
 
-    def _pool(self, best: Sequence[tuple[str, Architecture]]) -> Iterator[Idea]:
+    def _pool(self, best: Sequence[tuple[Origin, Architecture]]) -> Iterator[Idea]:
         for _ in range(DRAWS):
-            yield Idea(self.feasible.sample(self._rng), "a feasible draw")
-        for name, arch in best[:PARENTS]:
+            yield Idea(self.feasible.sample(self._rng), Origin("a feasible draw", now=True))
+        for origin, arch in best[:PARENTS]:
             for _ in range(CHILDREN):
                 child = self._child(arch)
                 if child is not None:
-                    yield Idea(child, f"a neighbour of {name}")
+                    yield Idea(child, Origin(origin.root, origin.steps + 1, now=True))
 
     def _child(self, arch: Architecture) -> Architecture | None:
         """Change a gene; put what leaves the limits back by as few further changes as can be."""

@@ -26,6 +26,7 @@ from mixnas.evaluate import SupernetEvaluator
 from mixnas.jobs.devices import Device, devices, file_of
 from mixnas.jobs.settings import Listener, Settings, duration, seconds
 from mixnas.network import Network
+from mixnas.report import percent
 from mixnas.run import SETTINGS, Run, agree
 from mixnas.run import runs as runs_in
 from mixnas.space import SearchSpace
@@ -192,7 +193,18 @@ class Plan:
     def _accepted(self) -> str:
         """Say how many draws lie within every limit, where that is known."""
         share = self.acceptance
-        return "" if share is None else f" ({100 * share:.3g} % of draws accepted)"
+        return "" if share is None else f" ({percent(share)} of draws accepted)"
+
+    def _warning(self, problem: Problem) -> dict[str, str]:
+        """Return a row if the budget limits nothing."""
+        if self.lower < problem.full.size():
+            return {}
+        text = f"every architecture of '{problem.full.name}' fits"
+        if len(problem.limits) == 1:
+            cost = problem.limits[0].cost
+            most = problem.tables[cost](problem.feasible.greatest())
+            text += f"; the dearest takes {describe(cost, most)}"
+        return {"warning": text}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Plan":
@@ -214,7 +226,7 @@ class Plan:
 
     def rows(self, problem: Problem) -> dict[str, str]:
         """Return the plan for people: label to text."""
-        sizes = problem.data.sizes
+        sizes, size = problem.data.sizes, problem.full.size()
         total = self.training_seconds + self.search_seconds(problem.settings.trials)
         disk = 5 * 4 * self.params
         return {
@@ -224,8 +236,9 @@ class Plan:
             + f", at {problem.data.image} px",
             "budget": " and ".join(str(limit) for limit in problem.limits)
             + f" (costs at {problem.space.image} px, {problem.space.classes} classes)",
-            "space": f"{problem.full.name}: {problem.full.size():.3g} architectures, "
+            "space": f"{problem.full.name}: {_bounds(size, size)} architectures, "
             f"{_bounds(self.lower, self.upper)} fit{self._accepted()}",
+            **self._warning(problem),
             "supernet": f"{describe('params', self.params)}, {self.steps:,} steps "
             f"({self.epochs:.3g} epochs), {self._trained()}",
             "search": f"{problem.settings.trials} architectures by {problem.settings.sampler}, "

@@ -12,7 +12,7 @@ import pandas
 
 from mixnas import report
 from mixnas.errors import RunConflict
-from mixnas.jobs import front
+from mixnas.jobs import front, front_answers
 from mixnas.jobs.replayed import Replayed, asked_again, over_budget, replayed
 from mixnas.jobs.reuse import plain
 from mixnas.jobs.runs import job
@@ -26,6 +26,12 @@ TOLERANCE = 1e-9
 """Relative difference of two figures that another machine's rounding explains."""
 UNLOGGED = {"summary.json": ("seconds",)}
 """What a file holds that no log does."""
+FOLLOWING = (
+    "front.json",
+    front.FILE,
+    *(f"summary.json, {part}" for part in ("front", "supernet", "trials", "racing")),
+)
+"""What is made of the trials and of the fronts' answers, and differs where these do."""
 NEVER = (
     "best.safetensors and supernet.safetensors: weights are in no log",
     "figures and report.html: drawn again in replay/, not compared",
@@ -46,9 +52,11 @@ def replay(
         listener: is told how it gets on.
 
     Returns:
-        run, same (whether there is no difference), differences (each on a line), unreplayed (what
-        could not be compared, and why), trials, complete, asks (how many were the same), front
-        (points), winner (id, None if the run has none yet) and files (what was rebuilt).
+        run, same (whether there is no difference), differences (each on a line), following
+        (further ones in what is made of the trials and the fronts' answers, where these differ),
+        unreplayed (what could not be compared, and why), trials, complete, asks (how many were
+        the same), front (points), winner (id, None if the run has none yet) and files (what was
+        rebuilt).
 
     Raises:
         RunConflict: if there is no such run, no log, or one that mixnas did not write.
@@ -61,15 +69,18 @@ def replay(
         found = replayed(kept)
         products = {name: plain(data) for name, data in found.products()}
         differing = [line for turn in found.turns for line in over_budget(turn)]
+        differing += found.unanswered()
         differing += _trials(kept, found.rows())
-        for name, data in products.items():
-            differing += _compared(kept, name, data)
+        compared = [line for name in products for line in _compared(kept, name, products[name])]
+        following = [line for line in compared if _follows(line)] if _causes(differing) else []
+        differing += [line for line in compared if line not in following]
         same, asked, unasked = asked_again(found, listener)
         files = _write(kept, found, products)
         return {
             "run": kept.name,
             "same": not (differing or asked),
             "differences": [*differing, *asked],
+            "following": following,
             "unreplayed": [*_lacking(found, products), *unasked, *NEVER],
             "trials": len(found.trials),
             "complete": sum(trial.state == "complete" for trial in found.trials),
@@ -92,6 +103,16 @@ def _lacking(found: Replayed, products: Mapping[str, Any]) -> Iterator[str]:
         yield f"{front.FILE}: the front's answers are in no log"
 
 
+def _causes(differing: Sequence[str]) -> bool:
+    """Say whether trials or the fronts' answers differ, so that more must."""
+    return any(line.startswith((f"{TRIALS}, ", f"{front_answers.LOG}: ")) for line in differing)
+
+
+def _follows(line: str) -> bool:
+    """Say whether a difference of one field is in what is made of trials and answers."""
+    return line.startswith(tuple(f"{place}, " for place in FOLLOWING))
+
+
 def _trials(run: Run, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield the differences between ``trials.csv`` and the trials, cell by cell."""
     if not run.file(TRIALS).is_file():
@@ -99,15 +120,18 @@ def _trials(run: Run, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             yield f"{TRIALS}: is not there"
         return
     text = run.file(TRIALS).read_text(encoding="utf-8")
-    was = list(csv.DictReader(StringIO(text)))
+    reader = csv.DictReader(StringIO(text))
+    was = [(reader.line_num, row) for row in reader]
+    if was and not text.endswith("\n"):
+        yield f"{TRIALS}, line {was.pop()[0]}: is torn"
     now = list(csv.DictReader(StringIO(pandas.DataFrame(list(rows)).to_csv(index=False))))
     if len(was) != len(now):
         yield f"{TRIALS}: {len(was)} rows, {len(now)} trials in the log"
-    for line, (old, new) in enumerate(zip(was, now, strict=False)):
+    for (line, old), new in zip(was, now, strict=False):
         for name in dict.fromkeys([*old, *new]):
             if (old.get(name) or "") != (new.get(name) or ""):
                 told = f"{old.get(name) or 'nothing'} there, {new.get(name) or 'nothing'}"
-                yield f"{TRIALS}, row {line}, {name}: {told} by the log"
+                yield f"{TRIALS}, line {line}, {name}: {told} by the log"
 
 
 def _compared(run: Run, name: str, data: Any) -> Iterator[str]:

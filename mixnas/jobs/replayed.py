@@ -89,6 +89,24 @@ class Replayed:
         """Return the lines of ``trials.csv``."""
         return [row(trial) for trial in self.trials]
 
+    def unanswered(self) -> Iterator[str]:
+        """Yield what the log of the fronts' answers lacks of a run whose fronts were judged."""
+        if self.facts is None or not self.run.file(front.FILE).is_file():
+            return
+        log = self.run.file(front_answers.LOG)
+        if not log.is_file():
+            yield f"{log.name}: is not there"
+            return
+        try:
+            record = front_answers.read(self.run)
+        except RunConflict as error:
+            yield f"{log.name}: cannot be read ({error})"
+            return
+        for trial in front.silent(self.trials, record, self._ground(self.facts)):
+            yield f"{log.name}: no answers of trial {trial.number} ({trial.arch.id})"
+        if not log.read_bytes().endswith(b"\n"):
+            yield f"{log.name}: its last line is torn"
+
     def products(self) -> Iterator[tuple[str, Any]]:
         """Yield the plain data of the run's files, by name, as far as the logs reach."""
         fronts = self._fronts()
@@ -116,14 +134,21 @@ class Replayed:
 
     def _fronts(self) -> dict[str, Any] | None:
         """Return what was found when the fronts were judged afresh, None if that is not logged."""
-        record = front_answers.read(self.run)
         if self.facts is None:
             return None
-        facts = self.facts
-        ground = front.Ground(self.limits, facts.labels, facts.image, facts.classes)
-        if not front.answered(self.trials, record, ground):
+        try:
+            record = front_answers.read(self.run)
+        except RunConflict:  # which `unanswered` tells
+            return None
+        ground = self._ground(self.facts)
+        judged = self.run.file(front.FILE).is_file()  # then what is told of the others counts
+        enough = front.tellable if judged else front.answered
+        if not enough(self.trials, record, ground):
             return None
         return front.tell_fronts(self.trials, record, self.finalists, ground)
+
+    def _ground(self, facts: Facts) -> front.Ground:
+        return front.Ground(self.limits, facts.labels, facts.image, facts.classes)
 
 
 def replayed(run: Run) -> Replayed:
@@ -164,7 +189,7 @@ def _turns(
     for number in range(ROUNDS):
         log = run.file(log_of(number))
         if log.is_file():
-            turns.append(Turn(number, last, _read(log), log))
+            turns.append(Turn(number, last, logged(log), log))
             known = {trial.arch.id for trial in trials}
             fresh = [trial for trial in turns[-1].trials if trial.arch.id not in known]
             trials += [replace(t, number=len(trials) + place) for place, t in enumerate(fresh)]
@@ -176,12 +201,17 @@ def _turns(
     return turns, trials, last
 
 
-def _read(log: Path) -> list[Trial]:
+def logged(log: Path) -> list[Trial]:
+    """Return the trials of a log.
+
+    Raises:
+        RunConflict: if it is not what mixnas wrote.
+    """
     try:
         return read_trials(log)
     except (LookupError, TypeError):
         raise RunConflict(
-            f"{log}: not the log that mixnas wrote; put the file back to replay it"
+            f"{log}: not the log that mixnas wrote; put the file back from a copy of the run"
         ) from None
 
 

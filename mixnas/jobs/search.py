@@ -11,7 +11,7 @@ from pathlib import Path
 from mixnas.jobs import reuse
 from mixnas.jobs.finalists import name_winner
 from mixnas.jobs.problem import PLAN, Plan, Problem, prepare, rehearse
-from mixnas.jobs.settings import Listener, Settings, Silent, at_least, cores
+from mixnas.jobs.settings import Listener, Settings, Silent, at_least, cores, written
 from mixnas.jobs.stages import first_round, search_supernet, train_supernet
 from mixnas.run import Run
 
@@ -25,7 +25,7 @@ def search(
     sampler: str = "nsga2",
     seed: int = 0,
     epochs: int | None = None,
-    time: str | None = None,
+    time: str | float | None = None,
     mixers: Iterable[str] = (),
     image: int | None = None,
     classes: int | None = None,
@@ -53,7 +53,8 @@ def search(
         sampler: ``surrogate``, ``nsga2``, ``tpe``, ``gp``, ``random`` or ``evolution``.
         seed: of splits, training and search.
         epochs: passes over the training images; the recipe chooses by default.
-        time: an upper bound such as ``"2h"``, which then chooses the epochs.
+        time: an upper bound such as ``"2h"`` or a number of seconds, which then chooses the
+            epochs.
         mixers: narrow the space to these.
         image: side of the deployed image in pixels; costs are counted at it.
         classes: classes of the deployed network; costs are counted at them.
@@ -82,7 +83,7 @@ def search(
         sampler=sampler,
         seed=seed,
         epochs=epochs,
-        time=time,
+        time=None if time is None else written(time),
         mixers=tuple(mixers),
         image=image,
         classes=classes,

@@ -140,22 +140,31 @@ def among(name: str, value: str, known: tuple[str, ...]) -> None:
         raise InvalidOption(f"no {name} '{value}'; {did_you_mean(value, known)}")
 
 
-def seconds(text: str) -> float:
-    """Read a length of time: ``"90s"``, ``"10m"``, ``"1h30m"``.
+def seconds(time: object) -> float:
+    """Read a length of time: ``"90s"``, ``"10m"``, ``"1h30m"``, or a number of seconds.
 
     Raises:
-        InvalidOption: if it cannot be read or is zero.
+        InvalidOption: if it cannot be read or is not longer than nothing.
     """
+    text = written(time)
     number = r"(\d+(?:\.\d+)?)"
-    match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?", text.strip().lower())
-    total = 0.0
-    if match:
-        total = sum(
-            float(n or 0) * unit for n, unit in zip(match.groups(), (3600, 60, 1), strict=True)
-        )
-    if total <= 0:
+    match = re.fullmatch(rf"(-?)(?:{number}h)?(?:{number}m)?(?:{number}s)?", text.strip().lower())
+    sign, *parts = match.groups() if match else ("",)
+    if not any(parts):
         raise InvalidOption(f"time '{text}': not a length of time; write 90s, 10m or 1h30m")
+    total = sum(float(n or 0) * unit for n, unit in zip(parts, (3600, 60, 1), strict=True))
+    if sign or total <= 0:
+        raise InvalidOption(
+            f"time '{text}': it must be longer than nothing; write 90s, 10m or 1h30m"
+        )
     return total
+
+
+def written(time: object) -> str:
+    """Return a length of time as it is typed: a number is one of seconds, ``3`` is ``"3s"``."""
+    if isinstance(time, int | float) and not isinstance(time, bool):
+        return f"{time:.3f}".rstrip("0").rstrip(".") + "s"
+    return str(time)
 
 
 def duration(seconds: float) -> str:

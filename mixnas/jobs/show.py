@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mixnas.errors import RunConflict
-from mixnas.jobs import measured_run, retrained
-from mixnas.jobs.audited import audits, is_audit
+from mixnas.jobs import audited, measured_run, retrained
+from mixnas.jobs.audited import audits, is_comparison, made_in
 from mixnas.jobs.runs import command, finished, job, progress, state
 from mixnas.report import ATTRIBUTED, FRONTS_FILE, rejudged
 from mixnas.run import SETTINGS, Run
@@ -38,9 +38,10 @@ def show(run: str | Path | Run, runs: str | Path = "runs") -> dict[str, Any]:
         runs: the folder of runs.
 
     Returns:
-        Of every run: run, job (``search``, ``measure``, ``retrain`` or ``export``), folder, state,
-        settings, budget, command (which goes on with it), again (which shows it), files (the
-        products that are there) and exports (the record of each form). Of an unfinished one:
+        Of every run: run, job (``search``, ``measure``, ``retrain``, ``export``, ``audit`` or
+        ``compare``), folder, state, settings, budget, command (which goes on with it), again (which
+        shows it), files (the products that are there) and exports (the record of each form). Of an
+        audit or a comparison: the whole of its ``summary.json``. Of an unfinished one:
         progress. Of a finished one: the whole of its ``summary.json``, load (Python that loads
         the winner, or what was trained) and next (the command that follows). Of a finished search:
         the winner's architecture, comparisons (name, sentence and folder of each that is done),
@@ -51,7 +52,7 @@ def show(run: str | Path | Run, runs: str | Path = "runs") -> dict[str, Any]:
         RunConflict: if there is no such run, or its files cannot be read.
     """
     found = run if isinstance(run, Run) else open_run(run, Path(runs))
-    made_by = job(found)
+    made_by = made_in(found) or job(found)
     products = PRODUCTS if made_by == "search" else retrained.PRODUCTS
     common: dict[str, Any] = {
         "run": found.name,
@@ -60,13 +61,15 @@ def show(run: str | Path | Run, runs: str | Path = "runs") -> dict[str, Any]:
         "state": state(found),
         "settings": {k: v for k, v in found.settings.items() if not isinstance(v, Mapping)},
         "budget": list(found.settings.get("budget", ())),
-        "command": command(found),
+        "command": audited.command(found) if made_in(found) else command(found),
         "again": _again(found),
         "files": {name: str(path) for name in products if (path := found.file(name)).is_file()},
         "exports": retrained.exports(found),
     }
     if not finished(found):
-        return {**common, "progress": progress(found)}
+        return {**common, "progress": "" if made_in(found) else progress(found)}
+    if made_in(found):
+        return {**common, **audited.audited(found)}
     if made_by == retrained.JOB:
         return {**retrained.findings(found), **common}
     if made_by == measured_run.JOB:
@@ -109,8 +112,7 @@ def open_run(name: str | Path, folder: Path) -> Run:
 def _comparisons(run: Run) -> Iterator[dict[str, str]]:
     """Yield the comparisons in a run's folder that are done."""
     for kept in runs_in(run.path):
-        other = retrained.is_retraining(kept) or is_audit(kept)
-        if kept.file("summary.json").is_file() and not other:
+        if is_comparison(kept) and kept.file("summary.json").is_file():
             summary = kept.read("summary.json")
             if "sentence" in summary:
                 told = {"name": kept.name, "sentence": str(summary["sentence"])}
@@ -120,6 +122,7 @@ def _comparisons(run: Run) -> Iterator[dict[str, str]]:
 def _again(run: Run) -> str:
     """Return the shell command that shows a run; one in a search's folder is named by its path."""
     inside = retrained.is_retraining(run) and run.settings.get("of") is not None
+    inside = inside or made_in(run) is not None
     words = [str(run.path)] if inside else [run.name, *retrained.where(run.path.parent)]
     return shlex.join(["mixnas", "show", *words])
 

@@ -65,8 +65,8 @@ def read(run: Run) -> tuple[Facts, list[dict[str, Any]]] | None:
         return Facts.from_dict(lines[0]["facts"]), _finalists(lines[1:])
     except (LookupError, TypeError):
         raise RunConflict(
-            f"{run.file(LOG)}: not the log that mixnas wrote; put the file back, or search again "
-            "under another --name"
+            f"{run.file(LOG)}: not the log that mixnas wrote; put the file back from a copy of "
+            "the run"
         ) from None
 
 

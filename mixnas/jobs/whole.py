@@ -1,7 +1,10 @@
 """Finalists measured whole, on every device that is here and that a limit names."""
 
+import time
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
+
+from torch import nn
 
 from mixnas.arch import Architecture
 from mixnas.cost.limit import Limit, column, in_column
@@ -13,14 +16,18 @@ from mixnas.network import build
 from mixnas.timing.conditions import Conditions
 from mixnas.timing.energy import EnergyMeter
 from mixnas.timing.memory import peak_memory
+from mixnas.timing.stopwatch import LONGEST, Shape, Stopwatch
 
 NANO = 1_000_000
 """A cost's unit (nanoseconds, nanojoules) in that of its figures (milliseconds, millijoules)."""
 
-LIMITED, TOLD = 20.0, 5.0
-"""Seconds that the stopwatch may take for a network that a limit is about, and for another."""
+LIMITED, TOLD = 20.0, 10.0
+"""Seconds that the stopwatch may take for a network that a limit is about; and in all, for a
+latency that no limit asked for."""
 
 Figures = Mapping[str, Any]
+Span = dict[str, Any] | str
+"""A network's figures, or why there are none."""
 
 
 def whole(
@@ -29,21 +36,24 @@ def whole(
     """Measure networks whole, in turn, while no worker runs.
 
     Args:
-        archs: the networks' architectures.
+        archs: the networks' architectures, the most important first: where no limit asks for
+            latency, as many of them are timed as a few seconds allow.
         problem: says what is limited, and where.
         listener: is told where the stopwatch refused.
 
     Returns:
         For each network by the run's column (``latency_ms``, ``latency_ms@cuda``): ``lower``
         quartile, ``median``, ``upper`` quartile and more, as `Timing.to_dict` says; None where it
-        could not be measured. If memory is limited, megabytes under ``memory_mb``
-        (computed) and ``memory_mb_measured``.
+        could not be measured, and then the reason under ``not_timed`` by the column. If memory is
+        limited, megabytes under ``memory_mb`` (computed) and ``memory_mb_measured``.
     """
     found: list[dict[str, Any]] = [{} for _ in archs]
     for cost, device in _devices(problem).items():
         spans = _spans(cost, device, archs, problem, listener)
         for entry, span in zip(found, spans, strict=True):
-            entry[column(cost)] = span
+            entry[column(cost)] = None if isinstance(span, str) else span
+            if isinstance(span, str):
+                entry.setdefault("not_timed", {})[column(cost)] = span
     if any(limit.kind == "memory" for limit in problem.limits):
         for entry, arch in zip(found, archs, strict=True):
             entry["memory_mb"] = in_column("memory", problem.tables["memory"](arch))
@@ -70,24 +80,58 @@ def _spans(
     archs: Sequence[Architecture],
     problem: Problem,
     listener: Listener,
-) -> list[dict[str, Any] | None]:
+) -> list[Span]:
     conditions, typical = device
     if conditions is None:
-        return [None] * len(archs)
+        return ["its device is not here"] * len(archs)
     networks = [build(arch, problem.space.classes).eval() for arch in archs]
     shape = (3, problem.space.image, problem.space.image)
     if cost.startswith("energy"):
         meter, placing = EnergyMeter.of(conditions.device), runtime(conditions)
         joules = [meter.measure(placing.place(one, shape, conditions)) for one in networks]
         return [dict.fromkeys(("lower", "median", "upper"), value) for value in joules]
-    limited = cost in problem.devices
-    watch = stopwatch(conditions, typical, patience=LIMITED if limited else TOLD)
+    if cost not in problem.devices:
+        found = told(stopwatch(conditions, typical), networks, shape)
+        if isinstance(found[0], str):
+            listener.note(f"the finalists' {cost} was not measured whole: {found[0]}")
+        return found
     try:
-        spans = watch.interleave(networks, shape)
+        spans = stopwatch(conditions, typical, patience=LIMITED).interleave(networks, shape)
     except TooNoisy as error:
         listener.note(f"the finalists' {cost} was not measured whole: {error}")
-        return [None] * len(archs)
+        return [str(error)] * len(archs)
     return [span.to_dict() for span in spans]
+
+
+def told(
+    watch: Stopwatch, networks: Sequence[nn.Module], shape: Shape, *, span: float = TOLD
+) -> list[Span]:
+    """Time networks one by one for a few seconds in all, the first first; none after a refusal.
+
+    Args:
+        watch: its patience is set to what is left.
+        networks: the most important first.
+        shape: of the input without the batch.
+        span: seconds that the stopwatch may take in all.
+    """
+    found: list[Span] = []
+    began = time.monotonic()
+    for network in networks:
+        left = span - (time.monotonic() - began)
+        if found and (left <= 0 or isinstance(found[-1], str)):
+            found.append(_untried(found[-1], span))
+            continue
+        watch.patience = left / LONGEST
+        try:
+            found.append(watch.time(network, shape).to_dict())
+        except TooNoisy as error:
+            found.append(str(error))
+    return found
+
+
+def _untried(before: Span, span: float) -> str:
+    """Say why a network was not tried: as the one before it was not, or for time."""
+    return before if isinstance(before, str) else f"the {span:.0f} s for timing were over"
 
 
 def _memory(arch: Architecture, problem: Problem) -> float | None:

@@ -13,9 +13,10 @@ from mixnas.ranking.correlation import (
     spearman,
 )
 from mixnas.ranking.intervals import Estimate, Numbers, bootstrap, proportion
-from mixnas.ranking.judged import LEAST, Ranking
+from mixnas.ranking.judged import ENOUGH, LEAST, Ranking
 
 __all__ = [
+    "ENOUGH",
     "LEAST",
     "Bias",
     "Estimate",

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mixnas.ranking.intervals import LEVEL, Estimate, Numbers, bootstrap
+from mixnas.ranking.intervals import LEVEL, Estimate, Numbers, bootstrap, normal, widened
 
 PERMUTATIONS = 4999
 """Of a permutation test, beside what was observed."""
+STEP = 1.0
+"""Places by which networks may well be off though none was seen to be: the least there is."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ def bias(predicted: Numbers, truth: Numbers, weight: Numbers) -> Bias:
         predicted: the supernet's loss, shape (networks,).
         truth: the loss after a training alone.
         weight: how much each network has of the trait, 0 to 1; not all 0.
+
+    Where few networks have the trait, the interval is no narrower than the deviation of all
+    misplacements over the root of their number allows.
     """
     foretold, found = places(predicted), places(truth)
     share = weight / weight.sum()
@@ -57,11 +62,15 @@ def bias(predicted: Numbers, truth: Numbers, weight: Numbers) -> Bias:
     value = float(share @ gap)
     drawn = bootstrap(mean, len(gap))
     low, high = np.nanquantile(drawn["places"], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    seen = Estimate(value, float(low), float(high))
+    units = 1 / float((share**2).sum())  # as many as would weigh alike
+    reach = normal() * max(float(gap.std(ddof=1)), STEP) / math.sqrt(units)
+    wide = widened(seen, units, (value - reach, value + reach)) or seen
     return Bias(
         float(weight.sum()),
         float(share @ foretold),
         float(share @ found),
-        Estimate(value, float(low), float(high)),
+        wide,
         _chance(abs(_shuffled(gap) @ share), abs(value)),
     )
 

@@ -5,6 +5,7 @@ own; seeds are drawn anew only where it is said.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -12,10 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixnas.ranking.correlation import against_mean, ceiling, kendall, spearman
-from mixnas.ranking.intervals import DRAWS, Estimate, Numbers, bootstrap, estimate
+from mixnas.ranking.intervals import (
+    DRAWS,
+    Estimate,
+    Numbers,
+    bootstrap,
+    estimate,
+    rho_ends,
+    tau_ends,
+    widened,
+)
 
 LEAST = 4
 """Networks below which no correlation is told."""
+ENOUGH = 8
+"""Networks below which no ranking is judged by its correlations."""
+TAUS = ("tau", "tau_accuracy", "tau_seed", "tau_cost", "ceiling")
+"""The figures of a ranking that are Kendall's tau."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +86,8 @@ class Ranking:
     def estimates(self, draws: int = DRAWS) -> dict[str, Estimate | None]:
         """Return every figure with its interval; None for what cannot be known.
 
+        A share of a ceiling that cannot be told from 0 is not known.
+
         Raises:
             ValueError: if there are fewer than `LEAST` networks.
         """
@@ -79,7 +95,26 @@ class Ranking:
             raise ValueError(f"{len(self.predicted)} networks; at least {LEAST} are needed")
         found = self.figures()
         drawn = bootstrap(lambda chosen: self.at(chosen).figures(), len(self.predicted), draws)
-        return {name: estimate(value, drawn[name]) for name, value in found.items()}
+        return self._honest({name: estimate(found[name], drawn[name]) for name in found})
+
+    def _honest(self, told: Mapping[str, Estimate | None]) -> dict[str, Estimate | None]:
+        """Return figures whose intervals are as wide as so few networks make them."""
+        units, seeds = len(self.predicted), self.truths.shape[1]
+        ends = {n: tau_ends(each.value, units) for n in TAUS if (each := told[n])}
+        if rho := told["rho"]:
+            ends["rho"] = rho_ends(rho.value, units)
+        found = {name: widened(told[name], units, ends[name]) for name in ends}
+        tau, top = found.get("tau"), found.get("ceiling")
+        known = tau is not None and top is not None and top.low > 0
+        if top is not None and top.value > 0:
+            reach = (against_mean(top.low, seeds), against_mean(top.high, seeds))
+            found["best"] = widened(told["best"], units, reach)
+        for name, whole in (("share", top), ("strict", found.get("best"))):
+            found[name] = None
+            if known and tau is not None and whole is not None:
+                shares = (tau.low / whole.value, tau.high / whole.value)
+                found[name] = widened(told[name], units, shares)
+        return {name: found.get(name) for name in told}
 
     def over_seeds(self, draws: int = DRAWS) -> Estimate | None:
         """Return tau with an interval for which networks and seeds are both drawn anew.
@@ -95,5 +130,6 @@ class Ranking:
             part = self.at(chosen, np.asarray(rng.integers(0, seeds, size=seeds)))
             return {"tau": kendall(part.predicted, part.truth)}
 
-        drawn = bootstrap(tau, len(self.predicted), draws)
-        return estimate(kendall(self.predicted, self.truth), drawn["tau"])
+        units, value = len(self.predicted), kendall(self.predicted, self.truth)
+        drawn = bootstrap(tau, units, draws)
+        return widened(estimate(value, drawn["tau"]), units, tau_ends(value, units))

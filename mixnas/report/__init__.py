@@ -15,17 +15,14 @@ from mixnas.report.attribution import (
 from mixnas.report.audit import (
     AUDITED,
     AUDITED_PAGE,
-    AXIS_HEADS,
     HOW_TO_READ_AUDITED,
     REGION_HEADS,
-    VALUE_HEADS,
+    REGION_SHORT,
     audited_conditions,
     audited_figure,
     audited_html,
     audited_notes,
-    axis_cells,
     region_rows,
-    value_cells,
     winner_beats,
 )
 from mixnas.report.comparison import (
@@ -38,7 +35,7 @@ from mixnas.report.comparison import (
     compared_html,
     compared_notes,
 )
-from mixnas.report.costs import AXES, axis, cell, further, latency
+from mixnas.report.costs import AXES, axis, cell, further, latency, percent
 from mixnas.report.explained import (
     EXPLAINED,
     HOW_TO_READ_EXPLAINED,
@@ -118,7 +115,6 @@ __all__ = [
     "AUDITED",
     "AUDITED_PAGE",
     "AXES",
-    "AXIS_HEADS",
     "CALIBRATION",
     "COMPARED",
     "COMPARED_HEADS",
@@ -142,10 +138,10 @@ __all__ = [
     "MEASURED_PAGE",
     "PAGE",
     "REGION_HEADS",
+    "REGION_SHORT",
     "STAGE_EFFECT_HEADS",
     "STAGE_HEADS",
     "TRAINING",
-    "VALUE_HEADS",
     "WINNER",
     "attribution_figure",
     "attribution_png",
@@ -154,7 +150,6 @@ __all__ = [
     "audited_html",
     "audited_notes",
     "axis",
-    "axis_cells",
     "beside_flops",
     "calibration",
     "calibration_figure",
@@ -188,6 +183,7 @@ __all__ = [
     "measured_rows",
     "part_heads",
     "part_rows",
+    "percent",
     "point_cells",
     "point_heads",
     "quantised_rows",
@@ -204,7 +200,6 @@ __all__ = [
     "sum_heads",
     "trials_table",
     "used",
-    "value_cells",
     "winner_beats",
     "winner_rows",
 ]

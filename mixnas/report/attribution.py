@@ -93,11 +93,15 @@ def attribution_png(found: Mapping[str, Any]) -> bytes:
 
 
 def attribution_figure(found: Mapping[str, Any]) -> "Figure":
-    """Draw the effect of each mixer at each block; what is not told apart is hatched."""
-    rows = found["blocks"]
+    """Draw the effect of each mixer at each block; what is not told apart is hatched.
+
+    A stride of which no block has effects of its own is drawn as the table has it: over its blocks.
+    """
+    rows = _drawn(found)
     places = list(dict.fromkeys((row["stride"], row["block"]) for row in rows))
     mixers = sorted({row["mixer"] for row in rows})
     figure, (axes,) = canvas(1, max(3.0, 1.5 + 0.32 * len(places)))
+    figure.set_figwidth(max(5.5, 2.0 + 0.8 * len(mixers)))
     most = max(abs(row["effect"]) for row in rows) or 1.0
     values = [[float("nan")] * len(mixers) for _ in places]
     for row in rows:
@@ -111,11 +115,20 @@ def attribution_figure(found: Mapping[str, Any]) -> "Figure":
     return figure
 
 
+def _drawn(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the rows of blocks, and of stages without any, in the order of strides."""
+    blocks = {row["stride"] for row in found["blocks"]}
+    stages = [row for row in found["stages"] if row["stride"] not in blocks]
+    return sorted([*found["blocks"], *stages], key=lambda row: int(row["stride"]))
+
+
 def _mark(axes: "Axes", row: Mapping[str, Any], x: int, y: int) -> None:
     """Write an effect into its cell; hatch the cell if it is not told apart from nought."""
     from matplotlib.patches import Rectangle
 
-    axes.text(x, y, f"{row['effect']:+.3f}", ha="center", va="center", fontsize="x-small")
+    ground = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 1.0}
+    text = f"{row['effect']:+.3f}"
+    axes.text(x, y, text, ha="center", va="center", fontsize="x-small", bbox=ground)
     if not row["told"]:
         corner = (x - 0.5, y - 0.5)
         cell = Rectangle(corner, 1, 1, fill=False, hatch="////", edgecolor="0.6", linewidth=0)
@@ -125,6 +138,9 @@ def _mark(axes: "Axes", row: Mapping[str, Any], x: int, y: int) -> None:
 def _name(axes: "Axes", mixers: Sequence[str], places: Sequence[tuple[int, str]]) -> None:
     axes.set_facecolor("0.92")
     axes.set_xticks(range(len(mixers)), [literal(mixer) for mixer in mixers], fontsize="small")
-    labels = [f"stride {stride}, block {block}" for stride, block in places]
+    labels = [
+        f"stride {stride}, " + ("each block" if block == "all" else f"block {block}")
+        for stride, block in places
+    ]
     axes.set_yticks(range(len(places)), labels, fontsize="small")
     axes.set_title("Hatched: not told apart from the mean of the mixers there", fontsize="small")

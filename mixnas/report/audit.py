@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mixnas.cost.limit import describe as amount
 from mixnas.report.drawing import canvas, literal, png
 from mixnas.report.page import flat, image, page, pairs, reading, table
-from mixnas.run import Run
+from mixnas.run import Run, runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ AUDITED_PAGE = "audit.html"
 
 GROUPS = {
     "across": ("o", "tab:blue", "across the budget"),
-    "inside": ("^", "tab:orange", "within 10 % of its end"),
+    "inside": ("^", "tab:orange", "within 10 % of the dearest"),
     "winner": ("*", "crimson", "the winner"),
 }
 """Each group's marker, colour and name."""
@@ -44,21 +44,29 @@ FIGURES = {
     "accuracy_regret_5": "regret of its best five in accuracy",
     "spread": "networks differ by (deviation, nats)",
     "noise": "seeds differ by (deviation, nats)",
+    "trusted": "the ranking",
 }
 """The figures of a region, as they are called."""
+REGION_SHORT = ("networks", "tau", "ceiling", "tau_cost", "regret_1", "trusted")
+"""Those of them that a screen has room for."""
+VERDICTS = {"yes": "may be trusted", "no": "may not be trusted", "unknown": "cannot be judged"}
 
 HOW_TO_READ_AUDITED = (
     "Architectures were drawn from the feasible ones without looking at their scores: some with "
-    "costs spread evenly over the budget, some within 10 % of its upper end. The supernet ranked "
+    "costs spread evenly over the budget, some within 10 % of the dearest feasible cost. The "
+    "supernet ranked "
     "them as it does in a search, by their loss on the images that rank. Then each was trained "
     "from scratch, all by one recipe and with every seed, and judged on other images. The mean "
     "loss over the seeds is taken for the truth.",
     "Kendall's tau is the share of pairs that both put in the same order, less the share that "
     "they do not: 1 is the same ranking, 0 is chance. Intervals hold 95 %, by a bootstrap over "
-    "networks. The ceiling is the tau of one training seed against another: no ranking can be "
-    "asked for much more, since trainings do not agree better with each other. A mean of several "
-    "seeds is a little easier to foretell than one seed: what a perfect ranking would reach "
-    "against it follows from the ceiling, for normal noise.",
+    "networks; of fewer than 10 networks, or where all draws agree, they are at least as wide as "
+    "the normal distribution has them without any relation. A share of a ceiling that cannot be "
+    "told from 0 is a dash.",
+    "The ceiling is the tau of one training seed against another: no ranking can be asked for "
+    "much more, since trainings do not agree better with each other. A mean of several seeds is a "
+    "little easier to foretell than one seed: what a perfect ranking would reach against it "
+    "follows from the ceiling, for normal noise.",
     "Regret is the loss of the best of the supernet's first one or five, less that of the best "
     "of all that were drawn; since the best of all owes some of its place to luck, it is rather "
     "too great. Ranking by cost alone, the dearer the better, is what a supernet must beat.",
@@ -142,6 +150,23 @@ def audited_html(run: Run) -> Path:
     return run.write(AUDITED_PAGE, text)
 
 
+def audits_section(run: Run) -> Iterator[str]:
+    """Yield what the audits in a search's folder say, if there are any, with links to them.
+
+    Raises:
+        RunConflict: if the summary of one is damaged.
+    """
+    done = [kept for kept in runs(run.path) if kept.settings.get("job") == "audit"]
+    done = [kept for kept in done if kept.file("summary.json").is_file()]
+    if done:
+        yield "<h2>Audited: may the ranking be trusted?</h2>"
+    for kept in done:
+        summary = kept.read("summary.json")
+        with reading(kept, "summary.json"):
+            sentence, link = escape(summary["sentence"]), escape(f"{kept.name}/{AUDITED_PAGE}")
+        yield f'<p>{sentence} <a href="{link}">{link}</a></p>'
+
+
 def _sections(run: Run, summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"<h1>mixnas: {escape(summary['of'])} audited</h1>"
     yield f"<p><strong>{escape(summary['sentence'])}</strong></p>"
@@ -161,7 +186,7 @@ def _sections(run: Run, summary: Mapping[str, Any]) -> Iterator[str]:
     yield "<h2>Conditions</h2>" + pairs(audited_conditions(summary))
 
 
-REGION_HEADS = ("", "across the budget", "inside it")
+REGION_HEADS = ("", "across the budget", "inside it (its dearest 10 %)")
 AXIS_HEADS = ("axis", "explains of the misplacement", "chance")
 VALUE_HEADS = ("axis", "value", "networks", "place by the supernet", "true place", "overrated by",
                "chance")  # fmt: skip
@@ -169,12 +194,25 @@ NETWORK_HEADS = ("network", "id", "FLOPs", "place by the supernet", "true place"
                  "deviation", "accuracy")  # fmt: skip
 
 
-def region_rows(summary: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Yield the figures across the budget and inside it."""
-    for name, label in FIGURES.items():
-        cells = [_figure((summary[where] or {}).get(name)) for where in ("overall", "inside")]
+def region_rows(
+    summary: Mapping[str, Any], names: Sequence[str] = tuple(FIGURES)
+) -> Iterator[list[str]]:
+    """Yield the figures across the budget and inside it.
+
+    Args:
+        summary: of an audit.
+        names: of the figures; by default all of `FIGURES`.
+    """
+    for name in names:
+        cells = [_cell(summary, where, name) for where in ("overall", "inside")]
         if any(cell != "-" for cell in cells):
-            yield [label, *cells]
+            yield [FIGURES[name], *cells]
+
+
+def _cell(summary: Mapping[str, Any], where: str, name: str) -> str:
+    if name == "trusted":
+        return VERDICTS[summary["trusted"][where]]
+    return _figure((summary[where] or {}).get(name))
 
 
 def _figure(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""How costs appear in tables and figures: their heads, cells and axes."""
+"""How costs and shares appear in tables and figures: heads, cells and axes."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,13 +14,29 @@ AXES = {
 }
 """Each kind's label, and what its column is divided by."""
 
+SMALLER = {
+    "flops": (
+        ("MFLOPs (multiply-adds, as deployed)", 1e6),
+        ("KFLOPs (multiply-adds, as deployed)", 1e3),
+    ),
+    "params": (("thousand parameters", 1e3),),
+}
+"""The same for what is too small for these, in falling order."""
+
 COUNTED = ("flops", "params")
 """The kinds that every table has, limited or not."""
 
 
-def axis(cost: str) -> tuple[str, float]:
-    """Return the label of a cost's axis, and what its column is divided by."""
-    label, divisor = AXES[kind_of(cost)]
+def axis(cost: str, most: float | None = None) -> tuple[str, float]:
+    """Return the label of a cost's axis, and what its column is divided by.
+
+    Args:
+        cost: what is drawn.
+        most: the greatest value of its column, to which the unit is fitted.
+    """
+    kind = kind_of(cost)
+    units = [AXES[kind], *SMALLER.get(kind, ())] if most else [AXES[kind]]
+    label, divisor = next((unit for unit in units if (most or 0) >= unit[1]), units[-1])
     where = cost.partition("@")[2]
     return (f"{label}, {where}" if where else label), divisor
 
@@ -49,6 +65,13 @@ def cell(cost: str, value: float | Mapping[str, float] | None) -> str:
         lower, median, upper = (cell(cost, value[key]) for key in ("lower", "median", "upper"))
         return f"{median} (quartiles {lower} to {upper})"
     return describe(cost, from_column(cost, value))
+
+
+def percent(share: float) -> str:
+    """Return a share in per cent; neither nothing nor all is said of what is only nearly so."""
+    if 0 < share < 0.001:
+        return "<0.1%"
+    return ">99.9%" if 0.999 < share < 1 - 1e-9 else f"{share:.1%}"
 
 
 def latency(value: float | Mapping[str, float] | None) -> str:

@@ -133,10 +133,20 @@ def fronts_figure(run: Run) -> "Figure":
     told, trials = run.read(FRONTS_FILE), run.read("trials.csv")
     figure, panels = canvas(len(told["fronts"]), 4.4)
     for axes, front in zip(panels, told["fronts"], strict=True):
-        _draw(axes, front, trials[trials["state"] == "complete"])
+        _draw(axes, front, trials[trials["loss"].notna()])
     panels[0].set_ylabel("loss by the supernet's weights")
-    panels[0].legend(fontsize="small")
+    _legend(figure, panels)
     return figure
+
+
+def _legend(figure: "Figure", panels: Iterable["Axes"]) -> None:
+    """Name below the panels whatever one of them shows, once."""
+    found = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in panels]
+    named: dict[str, Any] = {label: handle for pairs in found for handle, label in pairs}
+    handles, labels = list(named.values()), list(named)
+    below = figure.legend(handles, labels, loc="outside lower center", ncols=len(named))
+    for text in below.get_texts():
+        text.set_fontsize("small")
 
 
 def fronts_sections(run: Run, winner: int) -> Iterator[str]:
@@ -155,8 +165,9 @@ def fronts_sections(run: Run, winner: int) -> Iterator[str]:
 
 
 def _draw(axes: "Axes", front: Mapping[str, Any], trials: "pandas.DataFrame") -> None:
-    name, (label, divisor) = column(front["cost"]), axis(front["cost"])
-    points = front["points"]
+    name, points = column(front["cost"]), front["points"]
+    most = trials[name].max() if name in trials else max(point[name] for point in points)
+    label, divisor = axis(front["cost"], most)
     x = [point[name] / divisor for point in points]
     if name in trials:
         axes.scatter(trials[name] / divisor, trials["loss"], s=10, color="lightgrey", label="trial")

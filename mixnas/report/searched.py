@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixnas.arch import Architecture
-from mixnas.cost.limit import Limit, column, from_column, in_column
+from mixnas.cost.limit import Limit, column, cost_in, from_column, in_column
 from mixnas.cost.limit import describe as amount
 from mixnas.report.attribution import attribution_section
-from mixnas.report.costs import axis, cell, further, head
+from mixnas.report.audit import audits_section
+from mixnas.report.costs import axis, cell, further, head, percent
 from mixnas.report.drawing import canvas, colour, literal, png
 from mixnas.report.front import FRONTS, FRONTS_FILE, fronts_figure, fronts_sections
 from mixnas.report.page import flat, image, made_with, page, pairs, table
@@ -21,10 +22,17 @@ from mixnas.run import Run
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PAGE = "report.html"
 FRONT, TRAINING, WINNER = "figures/front.png", "figures/training.png", "figures/winner.png"
+
+EVALUATED = ("complete", "beaten")
+"""States of trials that have a loss: of all the images, or an estimate."""
+
+FAR = 3
+"""Times the dearest drawn beyond which a limit would leave the picture empty."""
 
 HOW_TO_READ = (
     "A supernet's accuracy ranks architectures; it is not the accuracy of a trained network, "
@@ -45,13 +53,13 @@ HOW_TO_READ = (
 
 
 def trials_table(run: Run) -> "pandas.DataFrame":
-    """Return the complete trials, least loss first, with the columns `front` and `winner` added.
+    """Return the trials with a loss, the least first, with the columns `front` and `winner`.
 
     Raises:
         RunConflict: if the run has no trials yet.
     """
     table = run.read("trials.csv")
-    complete = table[table["state"] == "complete"].sort_values(["loss", "number"])
+    complete = table[table["state"].isin(EVALUATED)].sort_values(["loss", "number"])
     front = {point["number"] for point in run.read("front.json")}
     winner = run.read("summary.json")["winner"]["number"]
     return complete.assign(
@@ -100,7 +108,7 @@ def used(budget: str, winner: Mapping[str, Any]) -> str:
         share = from_column(limit.cost, told["high"]) / limit.high
         return f"{share:.1%} used by the upper end of what is predicted; not measured there"
     value = from_column(limit.cost, value["median"] if isinstance(value, Mapping) else value)
-    return f"{value / limit.high:.1%} used"
+    return f"{percent(value / limit.high)} used"
 
 
 def winner_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -108,7 +116,7 @@ def winner_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     winner = summary["winner"]
     side, trained = summary["image"], winner["resolution"]
     yield "architecture", f"{winner['id']}, trial {winner['number']}"
-    accuracy = f"{winner['accuracy']:.1%} +- {winner['standard_error']:.1%}"
+    accuracy = f"{winner['accuracy']:.1%} +- {winner['standard_error']:.1%} (standard error)"
     images = f"{winner['images']} images that chose nothing, at {trained}x{trained} pixels"
     flops, as_trained = (amount("flops", winner[k]) for k in ("flops", "flops_as_trained"))
     yield "accuracy", f"{accuracy} by the supernet's weights, on {images}"
@@ -117,6 +125,8 @@ def winner_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "parameters", amount("params", winner["params"])
     for cost in further([winner]):
         yield head(cost), _measured(cost, winner)
+    for name, reason in winner.get("not_timed", {}).items():
+        yield head(cost_in(name) or name), f"not timed: {reason}"
     for budget in summary["budget"]:
         yield f"of {budget}", used(budget, winner)
 
@@ -153,9 +163,13 @@ def raced(racing: Mapping[str, Any], again: int = 0) -> str:
         racing: of the run's summary.
         again: images that workers judged once more, for rivals that others had judged.
     """
+    from mixnas.racing import FEWEST  # brings torch
+
     if racing["rate"] is None:
         return f"off: {racing['judged']:,} images judged"
     total = racing["judged"] + racing["saved"]
+    if racing["complete"] and total < FEWEST * racing["complete"]:
+        return f"{racing['judged']:,} images judged: nothing is raced below {FEWEST} images each"
     return (
         f"{racing['judged']:,} images judged, {racing['saved']:,} saved "
         f"({racing['saved'] / max(total, 1):.0%}): {racing['stopped']} of {racing['complete']} "
@@ -188,7 +202,8 @@ def stage_rows(arch: Architecture) -> Iterator[tuple[str, ...]]:
 
 def point_heads(points: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what `point_cells` tells of these points."""
-    return ["trial", "accuracy", "loss", "FLOPs", "parameters", *map(head, further(points))]
+    scores = ["accuracy, ranking", "loss, ranking"]
+    return ["trial", *scores, "FLOPs", "parameters", *map(head, further(points))]
 
 
 def point_cells(
@@ -213,33 +228,39 @@ def point_cells(
 
 
 def front_figure(run: Run) -> "Figure":
-    """Draw loss and accuracy over the first limit's cost."""
+    """Draw loss and accuracy over the first limit's cost; the front is one of loss."""
     trials, summary = trials_table(run), run.read("summary.json")
     limits = [Limit.parse(text) for text in summary["budget"]]
     cost = limits[0].cost if limits else "flops"
-    name, (label, divisor) = column(cost), axis(cost)
+    name = column(cost)
+    label, divisor = axis(cost, trials[name].max())
     figure, panels = canvas(2, 4.2)
     for axes, measure in zip(panels, ("loss", "accuracy"), strict=True):
         for stem, group in trials.groupby("stem"):
             x = group[name] / divisor
             axes.scatter(x, group[measure], s=14, alpha=0.6, label=literal(stem))
-        best = trials[trials["front"]].sort_values(name)
-        axes.plot(
-            best[name] / divisor,
-            best[measure],
-            "k-",
-            drawstyle="steps-post",
-            label="front",
-        )
-        won = trials[trials["winner"]]
+        best, won = trials[trials["front"]].sort_values(name), trials[trials["winner"]]
+        ring = {"ls": "", "marker": "o", "mfc": "none", "ms": 6, "label": "on the front in loss"}
+        line = {"drawstyle": "steps-post", "label": "front"} if measure == "loss" else ring
+        axes.plot(best[name] / divisor, best[measure], color="black", **line)
         axes.plot(won[name] / divisor, won[measure], "r*", ms=15, label="winner")
-        for limit in limits[:1]:
-            for end in filter(None, (limit.low, limit.high)):
-                axes.axvline(in_column(cost, end) / divisor, color="grey", ls="--", lw=1)
+        _limited(axes, limits[:1], divisor)
         axes.set_xlabel(literal(label))
-        axes.set_ylabel(f"{measure} by the supernet's weights")
-    panels[0].legend(fontsize="small")
+        axes.set_ylabel(f"{measure}, ranking images")
+        axes.legend(fontsize="small")
     return figure
+
+
+def _limited(axes: "Axes", limits: Iterable[Limit], divisor: float) -> None:
+    """Draw the ends of limits; one far above all that is drawn is named, and not drawn to."""
+    low, high = axes.get_xlim()
+    for limit in limits:
+        ends = [in_column(limit.cost, end) / divisor for end in (limit.low, limit.high) if end]
+        for end in ends:
+            axes.axvline(end, color="grey", ls="--", lw=1)
+        if ends[-1] > FAR * high:
+            axes.set_xlim(low, high)
+            axes.set_title(literal(f"{limit} lies beyond the right edge"), fontsize="small")
 
 
 def _training(run: Run) -> "Figure":
@@ -294,10 +315,12 @@ def _sections(run: Run) -> Iterator[str]:
     yield table(STAGE_HEADS, stage_rows(arch))
     yield image(run, WINNER, "the winner's blocks")
     yield "<h2>Front</h2>" + image(run, FRONT, "loss and accuracy over cost")
-    points = (point_cells(point, winner, costs) for point in summary["front"])
-    yield table(heads, points, figures=True)
+    if not run.file(FRONTS_FILE).is_file():  # else the same points follow, as they were judged
+        points = (point_cells(point, winner, costs) for point in summary["front"])
+        yield table(heads, points, figures=True)
     yield from fronts_sections(run, winner)
     yield from attribution_section(run)
+    yield from audits_section(run)
     yield "<h2>Best trials by loss</h2>"
     best = [dict(row) for _, row in _contending(trials_table(run)).head(20).iterrows()]
     yield table(heads, (point_cells(row, winner, costs) for row in best), figures=True)

@@ -7,11 +7,17 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from mixnas.cost.limit import describe as amount
+from mixnas.report import percent
 from mixnas.screen.parts import grid, heading, listed
 from mixnas.terminal import rows
 
 MOST_DROPPED = 12
 """Choices without use that are named; the rest are counted (`--json` names all)."""
+COUNTS = "These are shares of a count of architectures, not a judgement of what they are worth."
+SKIPPED = (
+    "Where a stride's widths or depths add up to less than 100%, the rest has no such stage: its "
+    "stem enters behind it, or its depth is 0 (which has no width)."
+)
 RATES = {
     "bins": "counted, with costs rounded to the nearest bin",
     "draws": "of {draws:,} draws: further limits, or memory, only reject",
@@ -94,6 +100,10 @@ def _rates(rates: Mapping[str, Any]) -> Iterator[RenderableType]:
         lists = (_shares(widths), _shares(rates["depths"][stride]), _shares(of_blocks))
         table.add_row(stride, *map(Text, lists))
     yield table
+    whole = [*rates["widths"].values(), *rates["depths"].values()]
+    if any(sum(shares.values()) < 0.9995 for shares in whole):
+        yield Text(SKIPPED)
+    yield Text(COUNTS)
 
 
 def _fitting(space: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -109,12 +119,12 @@ def _fitting(space: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     between = "" if exact else f"; between {count(fit['lower'])} and {count(fit['upper'])}"
     yield (
         f"fit {' and '.join(space['budget'])}",
-        f"{text}, {_share(space['share'])} of all{between}; "
-        f"{_share(space['acceptance'])} of draws accepted",
+        f"{text}, {percent(space['share'])} of all{between}; "
+        f"{percent(space['acceptance'])} of draws accepted",
     )
     rates = space["rates"]
     for stem, share in space["stem_shares"].items():
-        yield f"  stem {stem}", f"{_share(share)} of those that fit"
+        yield f"  stem {stem}", f"{percent(share)} of those that fit"
     yield "  blocks", f"{rates['blocks']:.1f} on average: {_shares(rates['mixers'])}"
     if rates["how"] != "exact":
         yield "  rates", RATES[rates["how"]].format(draws=rates["draws"])
@@ -160,9 +170,4 @@ def _figures(published: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _shares(shares: Mapping[str, float]) -> str:
     """Return shares on one line, those that are 0 left out."""
-    return ", ".join(f"{name} {_share(share)}" for name, share in shares.items() if share)
-
-
-def _share(share: float) -> str:
-    """Return a share in per cent, small ones with their order of magnitude."""
-    return f"{share:.1%}" if share >= 0.001 or not share else f"{100 * share:.1e}%"
+    return ", ".join(f"{name} {percent(share)}" for name, share in shares.items() if share)

@@ -1,6 +1,6 @@
 """What is made of a finished run: another budget picked from it, or the run replayed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -60,20 +60,31 @@ def _picked(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def replayed(found: Mapping[str, Any]) -> RenderableType:
     """Render what `mixnas.jobs.replay` returned."""
-    same = found["same"]
-    verdict = "nothing differs" if same else f"{len(found['differences'])} differences"
     facts = {
         "trials": f"{found['trials']} in the log, {found['complete']} complete",
-        "asks": f"{found['asks']} asked again, all the same"
-        if same
-        else f"{found['asks']} asked again and the same",
+        "asks": f"{found['asks']} asked again and the same",
         "front": f"{found['front']} points",
         "winner": found["winner"] or "none yet",
         "rebuilt in": found["files"]["trials.csv"].rpartition("/")[0],
     }
     return Group(
-        heading(f"{found['run']}, rebuilt from its logs: {verdict}"),
+        heading(f"{found['run']}, rebuilt from its logs: {_verdict(found)}"),
         rows(facts),
         *(Text(f"differs: {line}", style="bold") for line in found["differences"]),
+        *map(Text, _following(found["following"])),
         *(Text(f"not replayed: {line}") for line in found["unreplayed"]),
     )
+
+
+def _verdict(found: Mapping[str, Any]) -> str:
+    number = len(found["differences"])
+    if found["same"]:
+        return "nothing differs"
+    return "1 difference" if number == 1 else f"{number} differences"
+
+
+def _following(lines: Sequence[str]) -> Iterator[str]:
+    """Yield a line that counts the differences that follow from others, if there are any."""
+    if lines:
+        files = " and ".join(dict.fromkeys(line.partition(",")[0] for line in lines))
+        yield f"what follows: {len(lines)} further figures of {files} differ (--json lists them)"

@@ -30,6 +30,7 @@ from mixnas.report import (
     stage_rows,
     winner_rows,
 )
+from mixnas.screen.audit import audited
 from mixnas.screen.measured import measured
 from mixnas.screen.parts import grid, heading
 from mixnas.screen.retrained import exported, exports, retrained, retraining_rows, unfinished
@@ -53,6 +54,8 @@ def found(show: Mapping[str, Any]) -> RenderableType:
         return exported(show)
     if show["job"] == "measure":
         return measured(show)
+    if show["job"] in ("audit", "compare"):
+        return audited(show) if show["job"] == "audit" else compared(show)
     return Group(
         heading(f"{show['run']}: the winner"),
         rows(dict(winner_rows(show))),
@@ -147,6 +150,7 @@ def _audits(show: Mapping[str, Any]) -> Iterator[RenderableType]:
         size = "" if one["trained"] == one["ranked"] else f", trained at {one['trained']} px"
         yield heading(f"Audited ({one['folder']}{size})")
         yield Text(f"{one['sentence']} {one['misplaced']}")
+        yield rows({"page": one["page"]} if "page" in one else {})
 
 
 def _retrainings(show: Mapping[str, Any]) -> Iterator[RenderableType]:
@@ -196,8 +200,11 @@ def _stages(arch: Architecture) -> Table:
 
 def _run(show: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     trials = show["trials"]
+    beaten = trials.get("beaten", 0)  # runs of before count them among the complete
+    stopped = f", {beaten} of them stopped early" if beaten else ""
     failed = f", {trials['failed']} failed" if trials["failed"] else ""
-    yield "evaluated", f"{trials['complete']} of {trials['asked']} architectures{failed}"
+    told = f"{trials['complete'] + beaten} of {trials['asked']} architectures"
+    yield "evaluated", told + stopped + failed
     if random := show["supernet"].get("random"):
         yield "learnt", learnt(random)
     if racing := show.get("racing"):
