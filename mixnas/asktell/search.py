@@ -58,7 +58,7 @@ class Search:
         *,
         costs: Mapping[str, Callable[[Architecture], int]],
         limits: Sequence[object],
-        sampler: str = "nsga2",
+        sampler: str = "surrogate",
         seed: int = 0,
         trials: int,
         population: int = 20,

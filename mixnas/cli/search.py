@@ -77,7 +77,7 @@ def search(
             help="How to choose them: surrogate, nsga2, tpe, gp, random or evolution.",
             rich_help_panel=SEARCH,
         ),
-    ] = "nsga2",
+    ] = "surrogate",
     seed: Annotated[
         str,
         typer.Option(

@@ -22,7 +22,7 @@ def search(
     data: str | Path = "digits",
     space: str | Path = "default",
     trials: int = 240,
-    sampler: str = "nsga2",
+    sampler: str = "surrogate",
     seed: int = 0,
     epochs: int | None = None,
     time: str | float | None = None,

@@ -77,7 +77,7 @@ class Settings:
     data: str = "digits"
     space: str = "default"
     trials: int = 240
-    sampler: str = "nsga2"
+    sampler: str = "surrogate"
     seed: int = 0
     epochs: int | None = None
     time: str | None = None
