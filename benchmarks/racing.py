@@ -1,6 +1,6 @@
 """Racing on recorded answers: does it find the winner of whole evaluations, and for how much less?
 
-    python benchmarks/racing.py --data FASHION_MNIST_FOLDER --records /tmp/racing
+    python benchmarks/racing.py --data FASHION_MNIST_FOLDER --records RECORDS_FOLDER
 
 A supernet over the space `tabular` is trained for 300 steps; then 240 random architectures answer
 all the images that rank, and their losses are recorded, image by image, in ``racing.npz`` (with

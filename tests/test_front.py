@@ -25,7 +25,7 @@ from mixnas.cost.limit import Limit
 from mixnas.errors import RunConflict
 from mixnas.evaluate import Answers, Score, SupernetEvaluator, answers
 from mixnas.jobs import front_answers, measuring, whole
-from mixnas.jobs.bootstrap import chance_of_less, hypervolume, interval, resampled, wilson
+from mixnas.jobs.bootstrap import chance_of_less, hypervolume, interval, resampled
 from mixnas.jobs.front import (
     MOST,
     TOLD_APART,
@@ -41,6 +41,7 @@ from mixnas.jobs.front_answers import Judged, Record, at_hand, begin, judge, rea
 from mixnas.jobs.settings import Silent
 from mixnas.jobs.show import show
 from mixnas.network import Network, Part, parts, walk
+from mixnas.ranking import proportion
 from mixnas.run import Run
 from mixnas.space import SearchSpace
 
@@ -145,7 +146,8 @@ class TestBootstrap:
         assert np.array_equal(resampled(self.losses, 20), resampled(self.losses, 20))
 
     def test_all_right_is_not_certain(self):
-        low, high = wilson(50, 50)
+        share = proportion(50, 50)
+        low, high = share.low, share.high
         assert 0.9 < low < 0.95
         assert high == 1.0
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from mixnas.cli.application import app
-from mixnas.cli.options import RUN, TRAIN, Folder, Json, Quiet, maybe, whole
+from mixnas.cli.options import RUN, TRAIN, AsTrained, Folder, Json, Quiet, Trainers, maybe, whole
 from mixnas.cli.output import following, say_json, say_table
 from mixnas.run import Run
 
@@ -44,14 +44,7 @@ def audit(
             rich_help_panel=TRAIN,
         ),
     ] = "2",
-    epochs: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N",
-            help="Passes over the training images. Default: as many as the run's supernet had.",
-            rich_help_panel=TRAIN,
-        ),
-    ] = None,
+    epochs: AsTrained = None,
     resolution: Annotated[
         str | None,
         typer.Option(
@@ -61,14 +54,7 @@ def audit(
             rich_help_panel=TRAIN,
         ),
     ] = None,
-    workers: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N",
-            help="Processes that train; any number finds the same. Default: one a core.",
-            rich_help_panel=TRAIN,
-        ),
-    ] = None,
+    workers: Trainers = None,
     name: Annotated[
         str,
         typer.Option(

@@ -5,7 +5,18 @@ from typing import Annotated
 import typer
 
 from mixnas.cli.application import app
-from mixnas.cli.options import RUN, TRAIN, Folder, Json, Quiet, maybe, names, whole
+from mixnas.cli.options import (
+    RUN,
+    TRAIN,
+    AsTrained,
+    Folder,
+    Json,
+    Quiet,
+    Trainers,
+    maybe,
+    names,
+    whole,
+)
 from mixnas.cli.output import following, say, say_json, say_table
 from mixnas.errors import InvalidOption
 from mixnas.run import Run
@@ -49,22 +60,8 @@ def compare(
             rich_help_panel=TRAIN,
         ),
     ] = "3",
-    epochs: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N",
-            help="Passes over the training images. Default: as many as the run's supernet had.",
-            rich_help_panel=TRAIN,
-        ),
-    ] = None,
-    workers: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N",
-            help="Processes that train; any number finds the same. Default: one a core.",
-            rich_help_panel=TRAIN,
-        ),
-    ] = None,
+    epochs: AsTrained = None,
+    workers: Trainers = None,
     name: Annotated[
         str,
         typer.Option(

@@ -64,6 +64,24 @@ Epochs = Annotated[
         rich_help_panel=TRAIN,
     ),
 ]
+AsTrained = Annotated[
+    str | None,
+    typer.Option(
+        "--epochs",
+        metavar="N",
+        help="Passes over the training images. Default: as many as the run's supernet had.",
+        rich_help_panel=TRAIN,
+    ),
+]
+Trainers = Annotated[
+    str | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        help="Processes that train; any number finds the same. Default: one a core.",
+        rich_help_panel=TRAIN,
+    ),
+]
 Folder = Annotated[
     str,
     typer.Option(

@@ -14,7 +14,7 @@ from mixnas.jobs.audit_draws import Span
 from mixnas.jobs.audit_rows import placed, rows
 from mixnas.jobs.audit_verdict import SHARE, findings
 from mixnas.jobs.audited import JOB
-from mixnas.jobs.contest import SUMMARY, TRAINED, Comparison, Contest, Results
+from mixnas.jobs.contest import SUMMARY, TRAINED, Comparison, Contest, Results, trainings
 from mixnas.jobs.entrants import Entrant
 from mixnas.jobs.problem import Plan, Problem
 from mixnas.jobs.settings import duration
@@ -23,6 +23,8 @@ from mixnas.ranking import ENOUGH
 from mixnas.run import Run
 
 SCORES, TABLE = "scores.json", "audit.csv"
+FIGURES = ("loss", "accuracy", "images", "loss_error")
+"""What is kept of a score."""
 REHEARSED = 5
 """Networks of which a training step is timed; the others' follow from their cost."""
 OVERHEAD = 30.0
@@ -146,12 +148,7 @@ class Auditing(Contest):
         self.listener.stage("scores", len(plan.entrants), len(plan.entrants) - len(lacking))
         for entrant in lacking:
             found = evaluator(Architecture.from_dict(entrant.source["arch"]))
-            scores[entrant.key] = {
-                "loss": found.loss,
-                "accuracy": found.accuracy,
-                "images": found.images,
-                "loss_error": found.loss_error,
-            }
+            scores[entrant.key] = {figure: getattr(found, figure) for figure in FIGURES}
             kept.write(SCORES, scores)
             self.listener.advance(1, loss=found.loss, accuracy=found.accuracy)
         self.listener.end()
@@ -168,7 +165,7 @@ class Auditing(Contest):
         span = Span(self.original)
         found = placed(rows(plan.entrants, scores, results, plan.seeds, span))
         kept.write(TABLE, pandas.DataFrame([_flat(row, plan.seeds) for row in found]))
-        kept.write(TRAINED, pandas.DataFrame(_trainings(plan, results)))
+        kept.write(TRAINED, pandas.DataFrame(trainings(plan, results)).drop(columns="kind"))
         problem = self.problem
         told = {
             "format": 1,
@@ -222,10 +219,6 @@ def _scores(kept: Run) -> dict[str, dict[str, float]]:
     raise kept.broken(SCORES)
 
 
-FIGURES = ("loss", "accuracy", "images", "loss_error")
-"""What is kept of a score."""
-
-
 def _flat(row: Mapping[str, Any], seeds: int) -> dict[str, Any]:
     """Return a row of the table: what it holds by seed and by mixer in columns of their own."""
     plain = {k: v for k, v in row.items() if k not in ("losses", "accuracies", "mixers")}
@@ -233,16 +226,6 @@ def _flat(row: Mapping[str, Any], seeds: int) -> dict[str, Any]:
         one = {"losses": "loss", "accuracies": "accuracy"}[name]
         plain |= {f"{one}_seed{s}": row[name][s] if row[name] else None for s in range(seeds)}
     return plain | {f"share_{mixer}": share for mixer, share in row["mixers"].items()}
-
-
-def _trainings(plan: Comparison, results: Results) -> list[dict[str, Any]]:
-    columns = ("accuracy", "loss", "images", "steps", "seconds", "reason")
-    return [
-        {"key": entrant.key, "seed": seed}
-        | {column: results[entrant.key].get(seed, {}).get(column) for column in columns}
-        for entrant in plan.entrants
-        for seed in range(plan.seeds)
-    ]
 
 
 def _failed(plan: Comparison, results: Results) -> dict[str, str]:

@@ -44,16 +44,6 @@ def interval(values: ArrayLike, level: float = LEVEL) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def wilson(right: int, images: int, level: float = LEVEL) -> tuple[float, float]:
-    """Return Wilson's score interval of a share (Journal of the American Statistical
-    Association 22, 1927); unlike the bootstrap's it has a width where all are right.
-    """
-    from scipy.stats import binomtest
-
-    found = binomtest(right, images).proportion_ci(level, method="wilson")
-    return float(found.low), float(found.high)
-
-
 def chance_of_less(first: ArrayLike, second: ArrayLike) -> float:
     """Return the share of draws in which the first loses less; equal ones count by half."""
     gap = np.asarray(first) - np.asarray(second)

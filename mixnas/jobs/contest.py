@@ -347,7 +347,7 @@ class Contest:
     ) -> None:
         """Write the tables, the summary, the picture and the page."""
         rows = standings(plan.entrants, results, times)
-        kept.write(TRAINED, pandas.DataFrame(_trainings(plan, results)))
+        kept.write(TRAINED, pandas.DataFrame(trainings(plan, results)))
         kept.write(STANDING, pandas.DataFrame(rows))
         problem = self.problem
         kept.write(
@@ -446,7 +446,7 @@ def _results(kept: Run | None, entrants: Sequence[Entrant], seeds: int, images: 
     return found
 
 
-def _trainings(plan: Comparison, results: Results) -> list[dict[str, Any]]:
+def trainings(plan: Comparison, results: Results) -> list[dict[str, Any]]:
     """Return one row for each training."""
     columns = ("accuracy", "loss", "images", "steps", "seconds", "reason")
     return [

@@ -24,7 +24,7 @@ from mixnas.evaluate import Score, SupernetEvaluator, score
 from mixnas.jobs import front as fronts
 from mixnas.jobs import verdicts
 from mixnas.jobs.attribution import attribute
-from mixnas.jobs.found import Facts, closing, row, summary
+from mixnas.jobs.found import Facts, closing, named, row, summary
 from mixnas.jobs.problem import Plan, Problem
 from mixnas.jobs.settings import Listener
 from mixnas.jobs.stages import Round, search_supernet, supernet
@@ -63,7 +63,8 @@ def name_winner(
         return
     began = time.perf_counter()
     contest = _Contest(problem, run, workers, listener)
-    verdicts.begin(run, Facts.of(problem, plan, run), contest.found)
+    facts = Facts.of(problem, plan, run)
+    verdicts.begin(run, facts, contest.found)
     limits = problem.limits
     for number in range(ROUNDS):
         if number:
@@ -79,10 +80,10 @@ def name_winner(
     )
     _write(run, trials, contest.found, winner, contest.evaluator, judged)
     taken = {"finalists": time.perf_counter() - began}
-    facts = closing(problem.limits, problem.devices, contest.found, winner, limits)
+    close = closing(problem.limits, problem.devices, contest.found, winner, limits)
     seconds = {name: entry.get("seconds", 0.0) for name, entry in run.stages.items()} | taken
-    told = summary(Facts.of(problem, plan, run), trials, winner, run.read("front.json"), seconds)
-    run.write("summary.json", told | facts)
+    told = summary(facts, trials, winner, run.read("front.json"), seconds)
+    run.write("summary.json", told | close)
     attribute(problem, run, trials)
     report.figures(run)
     report.html(run)
@@ -246,7 +247,7 @@ def _write(
     judged: Mapping[str, Any],
 ) -> None:
     """Write trials, fronts, finalists and the winner with its weights."""
-    best = next(trial.arch for trial in trials if trial.number == winner["number"])
+    best = named(trials, winner)
     run.write("trials.csv", pandas.DataFrame([row(trial) for trial in trials]))
     run.write("front.json", fronts.front_rows(trials, judged))
     run.write(fronts.FILE, judged)

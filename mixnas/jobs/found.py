@@ -151,7 +151,7 @@ def summary(
         **{key: getattr(facts, key) for key in ("run", "budget", "data", "space")},
         "image": facts.image,
         "classes": facts.classes,
-        "winner": _winner(facts, _named(trials, winner), winner),
+        "winner": _winner(facts, named(trials, winner), winner),
         "front": list(front),
         "supernet": {
             **{key: getattr(facts, key) for key in ("params", "steps", "trained_for", "source")},
@@ -199,7 +199,8 @@ def closing(
     return found
 
 
-def _named(trials: Sequence[Trial], winner: Mapping[str, Any]) -> Architecture:
+def named(trials: Sequence[Trial], winner: Mapping[str, Any]) -> Architecture:
+    """Return the architecture of the finalist that was named."""
     return next(trial.arch for trial in trials if trial.number == winner["number"])
 
 

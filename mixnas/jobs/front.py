@@ -29,12 +29,12 @@ from mixnas.jobs.bootstrap import (
     hypervolume,
     interval,
     resampled,
-    wilson,
 )
 from mixnas.jobs.found import point
 from mixnas.jobs.front_answers import Batches, Judged, Record
 from mixnas.jobs.problem import Problem
 from mixnas.jobs.settings import Listener
+from mixnas.ranking import proportion
 from mixnas.run import Run
 
 FILE = "fronts.json"
@@ -283,7 +283,7 @@ def _point(
     """
     given = known.answers
     right, images = int(given.right.sum()), len(given.right)
-    least, most = wilson(right, images)
+    share = proportion(right, images)
     low, high = interval(means[:, place])
     chance = chance_of_less(means[:, place], means[:, place - 1]) if place else None
     return {
@@ -293,9 +293,9 @@ def _point(
         "accuracy": trial.score.accuracy if trial.score else None,
         "loss": trial.loss,
         "report": {
-            "accuracy": right / images,
-            "accuracy_low": least,
-            "accuracy_high": most,
+            "accuracy": share.value,
+            "accuracy_low": share.low,
+            "accuracy_high": share.high,
             "loss": float(given.losses.mean()),
             "loss_low": low,
             "loss_high": high,

@@ -27,6 +27,7 @@ from mixnas.jobs.runs import command, job
 from mixnas.jobs.settings import Listener, Silent, seconds
 from mixnas.jobs.show import open_run
 from mixnas.jobs.stages import supernet
+from mixnas.ranking import proportion
 from mixnas.run import Run
 
 FOLDER = "picks"
@@ -36,7 +37,6 @@ JUDGED = 5
 """The best, which are judged again with fresh statistics."""
 SHARE = 0.6
 """Of the time: evaluating; the rest is for judging the best."""
-LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -273,12 +273,9 @@ def _told(
 
 
 def interval(result: Score) -> list[float]:
-    """Return Wilson's interval of an accuracy at `LEVEL`: its two ends."""
-    from scipy.stats import binomtest
-
-    right = round(result.accuracy * result.images)
-    found = binomtest(right, result.images).proportion_ci(LEVEL, method="wilson")
-    return [float(found.low), float(found.high)]
+    """Return Wilson's interval of an accuracy: its two ends."""
+    found = proportion(round(result.accuracy * result.images), result.images)
+    return [found.low, found.high]
 
 
 def _file(limits: Sequence[Limit], suffix: str) -> str:

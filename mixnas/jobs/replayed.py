@@ -22,7 +22,7 @@ from mixnas.evaluate import Failure
 from mixnas.jobs import front, front_answers, verdicts
 from mixnas.jobs.devices import file_of
 from mixnas.jobs.finalists import ROUNDS, further_trials
-from mixnas.jobs.found import Facts, closing, point, row, summary
+from mixnas.jobs.found import Facts, closing, named, point, row, summary
 from mixnas.jobs.problem import Table, cost_tables
 from mixnas.jobs.settings import Listener, Settings
 from mixnas.jobs.stages import log_of
@@ -118,9 +118,8 @@ class Replayed:
         yield "front.json", points
         if self.facts is None or self.winner is None:
             return
-        best = next(t.arch for t in self.trials if t.number == (self.winner or {})["number"])
         yield "finalists.json", self.finalists
-        yield "best.json", best.to_dict()
+        yield "best.json", named(self.trials, self.winner).to_dict()
         told = summary(self.facts, self.trials, self.winner, points, {})
         found = self.finalists
         yield (

@@ -83,9 +83,9 @@ def show(run: str | Path | Run, runs: str | Path = "runs") -> dict[str, Any]:
             **found.read("summary.json"),
             **common,
             **_winner(found),
-            **_fronts(found),
+            **_read(found, FRONTS_FILE, "fronts"),
             **_rejudged(found),
-            **_attributed(found),
+            **_read(found, ATTRIBUTED, "attribution"),
             "comparisons": comparisons,
             "audits": list(audits(found)),
             "retrainings": retrainings,
@@ -133,16 +133,9 @@ def _rejudged(run: Run) -> dict[str, Any]:
     return {"rejudged": again} if again else {}
 
 
-def _attributed(run: Run) -> dict[str, Any]:
-    """Return which mixer helps where; a run of long ago does not say."""
-    known = run.file(ATTRIBUTED).is_file()
-    return {"attribution": run.read(ATTRIBUTED)} if known else {}
-
-
-def _fronts(run: Run) -> dict[str, Any]:
-    """Return the fronts as they were judged afresh; a run of long ago has none."""
-    known = run.file(FRONTS_FILE).is_file()
-    return {"fronts": run.read(FRONTS_FILE)} if known else {}
+def _read(run: Run, file: str, key: str) -> dict[str, Any]:
+    """Return what one of a run's files holds, under a key; a run of long ago may lack it."""
+    return {key: run.read(file)} if run.file(file).is_file() else {}
 
 
 def _winner(run: Run) -> dict[str, Any]:
