@@ -23,6 +23,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import combinations
@@ -81,8 +82,10 @@ class Variant:
     longer: float = 1.0
 
 
+PLAIN = {"rate": 2e-3, "lesson": "soft"}
+"""What the others differ from: the recipe's defaults before these variants were compared."""
 VARIANTS = {
-    "joint": Variant("as `mixnas search` trains: one supernet, the recipe's defaults"),
+    "joint": Variant("one supernet, by the recipe as it was before this comparison"),
     "stratified": Variant("random draws from equal strata of cost", {"spread": "stratified"}),
     "focused": Variant("random draws more at the upper end of cost", {"spread": "focused"}),
     "unfair": Variant("each draw's mixers and stem at random", {"fairness": "uniform"}),
@@ -171,7 +174,7 @@ def train(space: SearchSpace, how: Variant, data: datasets.Data, seed: int, step
     network = Network(space, len(data.labels), sharing=Sharing(**how.sharing))
     table = CostTable(count.flops, image=space.image, classes=space.classes)
     feasible = Feasible(space, parse_all(["1GFLOPs"]), {"flops": table})  # all of them fit
-    recipe = Recipe(**{"steps": steps, **how.recipe})
+    recipe = Recipe(**{"steps": steps, **PLAIN, **how.recipe})
     trainer = SupernetTrainer(
         network.to(memory_format=torch.channels_last),
         Draws.by(recipe, space, feasible, seed=seed),
@@ -321,6 +324,18 @@ class Judge:
         one = ceiling(full)
         return one, against_mean(one, full.shape[1]), full.shape[1]
 
+    def trained(self) -> dict[str, float]:
+        """Return how one training seed ranks, against the mean of the others: the mean over seeds.
+
+        The truth has one seed less here than for the supernets, so it is somewhat noisier.
+        """
+        found = []
+        for seed in range(self.table.shape[1]):
+            other = copy(self)
+            other.truth = np.delete(self.table, seed, axis=1).mean(1)
+            found.append(other.figures([self.table[:, seed]])(np.arange(len(self.truth))))
+        return {name: _mean(row[name] for row in found) for name in found[0]}
+
     def figures(self, rankings: Sequence[np.ndarray]) -> Callable[[np.ndarray], dict[str, float]]:
         """Return what tells the figures of some networks: each the mean over rankings."""
 
@@ -377,6 +392,9 @@ def report(steps: int | None) -> None:
     kinds = ["overall", "inside", *(kind for kind, each in judge.pairs.items() if len(each))]
     print(f"| variant | seeds | {' | '.join(kinds)} | above joint: overall | inside | by seed |")
     print("|---" * (len(kinds) + 5) + "|")
+    own = judge.trained()
+    cells = " | ".join(f"{own[kind]:.3f}" for kind in kinds)
+    print(f"| one training's own loss | {judge.table.shape[1]} | {cells} | - | - | - |")
     for name, costs in judge.costs.items():
         line(judge, f"{name} alone", {0: -costs}, kinds, {})
     by_name: dict[str, dict[int, np.ndarray]] = defaultdict(dict)

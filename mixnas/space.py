@@ -63,6 +63,11 @@ class SearchSpace:
         """The strides at which the space has stages, finest first."""
         return tuple(int(key[1:-6]) for key in self.genes if key.endswith(".depth"))
 
+    @property
+    def widest(self) -> int:
+        """Width of the widest stage, in channels."""
+        return max(max(self.genes[f"s{stride}.width"]) for stride in self.strides)
+
     def entered(self, stem: str) -> tuple[int, ...]:
         """Return the strides of the stages that follow a stem."""
         return tuple(stride for stride in self.strides if stride >= STEM_STRIDES[stem])

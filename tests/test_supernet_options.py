@@ -15,10 +15,11 @@ from mixnas.cost.table import CostTable, parse_all
 from mixnas.errors import InvalidOption
 from mixnas.network import Network
 from mixnas.sharing import Sharing
+from mixnas.space import SearchSpace
 from mixnas.train.conflict import Projection
 from mixnas.train.distil import Lesson, adaptive, divergence
 from mixnas.train.draws import Draws
-from mixnas.train.recipe import Recipe
+from mixnas.train.recipe import Recipe, suited
 from mixnas.train.supernet import SupernetTrainer, weights
 
 
@@ -89,6 +90,22 @@ def test_the_defaults_are_the_sandwich_and_distillation_as_ever(micro, feasible,
         assert (mine.grad is None) == (theirs.grad is None), name
         if mine.grad is not None:
             torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+@given(first=some.integers(1, 2000), second=some.integers(1, 2000))
+def test_the_wider_a_supernet_the_lower_its_rate_between_two_ends(first, second):
+    narrow, wide = (suited(width, 1, 64).rate for width in sorted((first, second)))
+    assert 4e-3 >= narrow >= wide >= 2e-3
+
+
+def test_narrow_supernets_are_trained_otherwise_than_the_default_one():
+    widest = {name: SearchSpace.load(name).widest for name in ("tabular", "small", "default")}
+    assert widest == {"tabular": 48, "small": 64, "default": 384}
+    recipes = {name: suited(width, 10, 32) for name, width in widest.items()}
+    assert recipes["default"] == Recipe(10, batch=32)
+    narrow = Recipe(10, batch=32, rate=4e-3, lesson="alpha")
+    assert recipes["tabular"] == recipes["small"] == narrow
+    assert suited(96, 10, 32) == Recipe(10, batch=32, rate=2e-3 * 128 / 96)
 
 
 def test_what_is_not_offered_is_refused():

@@ -31,7 +31,7 @@ from mixnas.run import SETTINGS, Run, agree
 from mixnas.run import runs as runs_in
 from mixnas.space import SearchSpace
 from mixnas.train.draws import Draws
-from mixnas.train.recipe import Recipe
+from mixnas.train.recipe import Recipe, suited
 from mixnas.train.supernet import SupernetTrainer
 
 CALIBRATION = 4
@@ -114,7 +114,8 @@ class Problem:
 
     def recipe(self, steps: int) -> Recipe:
         """Return the recipe for a number of steps."""
-        return Recipe(steps=steps, batch=min(self.settings.batch, self.data.sizes["train"]))
+        batch = min(self.settings.batch, self.data.sizes["train"])
+        return suited(self.full.widest, steps, batch)
 
     def steps(self) -> int:
         """Return how many steps the supernet is trained for, where no time is given."""

@@ -65,7 +65,7 @@ def train_supernet(problem: Problem, plan: Plan, run: Run, listener: Listener) -
             if result.skipped:
                 listener.note(f"skipped {result.skipped}")
             listener.advance(
-                1, loss=result.losses.get("random", float("nan")), accuracy=result.accuracy
+                1, loss=result.losses.get("dearest", float("nan")), accuracy=result.accuracy
             )
     except KeyboardInterrupt:
         keeper.keep()

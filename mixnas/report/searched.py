@@ -276,6 +276,7 @@ def _training(run: Run) -> "Figure":
     left.set_ylabel(f"training loss (mean of {smooth} rows)")
     right.set_ylabel("training accuracy")
     left.legend(fontsize="small", title="architecture drawn")
+    left.set_title("the dearest learns from labels, the others from it", fontsize="small")
     for axes in (left, right):
         axes.set_xlabel("step")
     return figure

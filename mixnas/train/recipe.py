@@ -22,6 +22,11 @@ SUPERNET_KINDS = {
 }
 """What each of a supernet's choices may be; the first is the default."""
 
+RATE = 2e-3
+"""Peak learning rate of a wide supernet."""
+NARROW, WIDE = 64, 128
+"""Widths of the widest stage, up to which and from which a supernet counts as narrow and wide."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -30,7 +35,7 @@ class Recipe:
     Attributes:
         steps: optimiser steps.
         batch: images in a step.
-        rate: peak learning rate of AdamW, at this batch.
+        rate: peak learning rate of AdamW, at this batch (see `suited`).
         decay: AdamW's weight decay (none on biases, norms and scales).
         warmup: share of the steps in which the rate rises linearly.
         clip: greatest norm of the gradient.
@@ -51,7 +56,7 @@ class Recipe:
         candidates: how many, where attention chooses among them.
         lesson: what all but the dearest learn from: "soft", the dearest's probabilities, by
             cross-entropy, whose gradient is that of the KL divergence; "alpha", the same by
-            AlphaNet's adaptive alpha-divergence; "labels".
+            AlphaNet's adaptive alpha-divergence (Wang et al. 2021); "labels".
         projection: whose gradient gives way where that of the dearest and another's conflict
             (`mixnas.train.conflict`): "dearest" (NASViT, Gong et al. 2022), "others" or "none".
         dearest_first: share of the steps, at the beginning, that train the dearest draw alone.
@@ -62,7 +67,7 @@ class Recipe:
 
     steps: int
     batch: int = 64
-    rate: float = 2e-3
+    rate: float = RATE
     decay: float = 0.05
     warmup: float = 0.1
     clip: float = 5.0
@@ -89,6 +94,23 @@ class Recipe:
             raise InvalidOption(f"recipe, candidates {self.candidates}: give at least 1")
         if not 0 <= self.dearest_first <= 1:
             raise InvalidOption(f"recipe, dearest_first {self.dearest_first}: give 0 to 1")
+
+
+def suited(widest: int, steps: int, batch: int) -> Recipe:
+    """Return the recipe by which supernets of such a width rank best, of those that were measured.
+
+    On the space `tabular` (width 48) twice the rate ranks better, and AlphaNet's divergence better
+    again (``benchmarks/ranking.py``, several seeds). On `default` (384) either makes it learn far
+    too slowly for the time that a search takes. Between the widths the rate falls as 1 / width, as
+    that of hidden layers has to under AdamW (Yang et al. 2022, Tensor Programs V).
+
+    Args:
+        widest: width of the widest stage, in channels.
+        steps: optimiser steps.
+        batch: images in a step.
+    """
+    rate = RATE * WIDE / min(max(widest, NARROW), WIDE)
+    return Recipe(steps, batch, rate, lesson="alpha" if widest <= NARROW else "soft")
 
 
 @dataclass(frozen=True)
