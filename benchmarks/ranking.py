@@ -229,7 +229,35 @@ def agree(name: str, seed: int, trained: Trained, data: datasets.Data, number: i
         chosen = groups(trained.space, gene, count=number, rng=Random(seed))
         found[gene] = asdict(cosines(trained.network, gene, chosen, stream))
     known[f"{name}/{seed}"] = found
-    write(COSINES, json.dumps(known, indent=1, sort_keys=True).encode())
+    write(COSINES, json.dumps(_plain(known), sort_keys=True, allow_nan=False).encode() + b"\n")
+
+
+def _plain(data: Any) -> Any:
+    """Return plain data without NaN, which is no JSON."""
+    if isinstance(data, dict):
+        return {str(key): _plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_plain(value) for value in data]
+    return None if isinstance(data, float) and np.isnan(data) else data
+
+
+def agreements() -> None:
+    """Print how far gradients agree, in Markdown: by gene, and each pair of mixers."""
+    known = json.loads(COSINES.read_text("utf-8")) if COSINES.exists() else {}
+    for name, genes in known.items():
+        print(f"\nGradients' cosines, {name}, {genes['mixer']['groups']} groups a gene:\n")
+        print("| gene | on one batch, mean over pairs | least | on two batches, of one value |")
+        print("|---|---|---|---|")
+        for gene, found in genes.items():
+            size = range(len(found["values"]))
+            pairs = [found["same"][a][b] for a, b in combinations(size, 2)]
+            told = [value for value in pairs if value is not None]
+            noise = _mean(found["apart"][a][a] or 0.0 for a in size)
+            print(f"| {gene} | {fmean(told):.3f} | {min(told):.3f} | {noise:.3f} |")
+        values = genes["mixer"]["values"]
+        print(f"\n| | {' | '.join(values)} |\n{'|---' * (len(values) + 1)}|")
+        for value, row in zip(values, genes["mixer"]["same"], strict=True):
+            print(f"| {value} | {' | '.join(f'{cosine:.3f}' for cosine in row)} |")
 
 
 def done() -> dict[tuple[str, int, int], list[float]]:
@@ -403,6 +431,7 @@ def report(steps: int | None) -> None:
         by_name[label][seed] = np.array(losses)[judge.known]
     for name, rankings in by_name.items():
         line(judge, name, rankings, kinds, {} if name == "joint" else by_name.get("joint", {}))
+    agreements()
 
 
 def line(
