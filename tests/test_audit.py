@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -35,7 +36,7 @@ from mixnas.jobs.audit_before import Wanted, with_kept
 from mixnas.jobs.audit_draws import Drawer, Span, halves
 from mixnas.jobs.audit_rows import placed, rows, traits
 from mixnas.jobs.audit_verdict import WORDS, findings, trusted
-from mixnas.jobs.audited import audited, audits
+from mixnas.jobs.audited import audited, audits, command
 from mixnas.jobs.entrants import Entrant
 from mixnas.jobs.problem import Plan, reopen
 from mixnas.jobs.settings import Silent
@@ -457,6 +458,21 @@ def kept_audit(run: Run, name: str, *keys: str, seeds: int = 3, summary: bool = 
             for seed in range(seeds):
                 kept.write(f"trainings/{key}.seed{seed}.json", {})
         return kept
+
+
+def test_the_command_that_goes_on_asks_for_what_was_asked(run):
+    kept = kept_audit(run, "asked", summary=False)
+    assert "--seeds" not in command(kept)  # a folder of long ago
+    kept.write("asked.json", {"architectures": 12, "inside": 9, "seeds": 1})
+    words = shlex.split(command(kept))
+    assert words[:2] == ["mixnas", "audit"]
+    told = dict(zip(words[3::2], words[4::2], strict=True))
+    numbers = {"--architectures": "12", "--inside": "9", "--seeds": "1"}
+    assert told.items() >= {"--name": "asked", "--epochs": "1", **numbers}.items()
+    kept.write("asked.json", [12, 9, 1])
+    with pytest.raises(RunConflict, match=r"asked\.json"):
+        command(kept)
+    shutil.rmtree(kept.path)
 
 
 def test_what_an_audit_rests_on_never_shrinks(run):

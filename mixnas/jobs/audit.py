@@ -14,7 +14,7 @@ from mixnas.errors import InvalidOption
 from mixnas.jobs import audit_draws
 from mixnas.jobs.audit_before import Wanted, known, with_kept
 from mixnas.jobs.audit_stages import Audit, Auditing
-from mixnas.jobs.audited import JOB, searches
+from mixnas.jobs.audited import ASKED, JOB, searches
 from mixnas.jobs.problem import Plan, Problem, reopen
 from mixnas.jobs.settings import Listener, Silent, at_least, cores
 from mixnas.jobs.show import open_run
@@ -98,6 +98,8 @@ def audit(
         listener.plan(plan.rows())
         return plan
     with Run.create(searched.path, name, stages.settings) as kept:
+        numbers = {"architectures": wanted.across, "inside": wanted.inside, "seeds": wanted.seeds}
+        kept.write(ASKED, numbers)
         todo = stages.plan(makers, wanted.seeds, kept, keep=True)
         listener.plan(stages.audit(todo).rows())
         scores = stages.score(todo, kept)

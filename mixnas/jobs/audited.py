@@ -15,6 +15,8 @@ COMPARED = ("compare.csv", "trainings.csv", "entrants.json", "figures/compare.pn
 TOLD = ("sentence", "misplaced", "trusted", "ranked", "trained")
 """What is told of an audit beside the run that it judges."""
 PAGE = "audit.html"
+ASKED = "asked.json"
+"""What the last call asked for beside the settings: options by name, as the command has them."""
 COMPARISON = "compare"
 RESERVED = (
     "figures", "replay", "picks", "explain", "equal", "export", "trainings", "retrain",
@@ -63,9 +65,18 @@ def command(kept: Run) -> str:
     """Return the shell command that goes on with an audit or a comparison."""
     job = made_in(kept) or JOB
     words = ["mixnas", job, str(kept.path.parent), "--epochs", str(kept.settings.get("epochs", 1))]
+    words += [word for option in _asked(kept).items() for word in option]
     if job == JOB:
         words += ["--resolution", str(kept.settings.get("found", {}).get("resolution", ""))]
     return shlex.join([*words, *(["--name", kept.name] if kept.name != job else [])])
+
+
+def _asked(kept: Run) -> dict[str, str]:
+    """Return the options of the last call, as words; none for a folder of long ago."""
+    told = kept.read(ASKED) if kept.file(ASKED).is_file() else {}
+    if not isinstance(told, dict):
+        raise kept.broken(ASKED)
+    return {f"--{name}": str(value) for name, value in told.items() if value not in (None, "")}
 
 
 def audited(kept: Run) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from mixnas.arch import Architecture
 from mixnas.errors import InvalidSpace, RunConflict
 from mixnas.jobs import entrants
-from mixnas.jobs.audited import audited, searches
+from mixnas.jobs.audited import ASKED, audited, searches
 from mixnas.jobs.contest import Comparison, Contest, settled
 from mixnas.jobs.entrants import Maker
 from mixnas.jobs.equal import EqualCompute
@@ -89,6 +89,8 @@ def compare(
         listener.plan(plan.rows())
         return plan
     with Run.create(searched.path, name, contest.settings) as kept:
+        words = {"only": ",".join(only), "random": random, "timm": timm, "seeds": seeds}
+        kept.write(ASKED, words)
         plan = _plan(contest, makers, seeds, kept, control, keep=True)
         listener.plan(plan.rows())
         if control and plan.to_come:
