@@ -20,6 +20,7 @@ gene, into ``benchmarks/ranking-cosines.json``.
 import argparse
 import csv
 import json
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -214,10 +215,13 @@ def run(name: str, seed: int, options: argparse.Namespace) -> None:
 
 
 def append(row: Sequence[str]) -> None:
+    """Append a row; what a kill has torn off at the end is cut off first."""
     if not RANKING.exists():
         RANKING.write_text(",".join(HEADER) + "\n", encoding="utf-8")
-    with RANKING.open("a", encoding="utf-8") as table:
-        table.write(",".join(row) + "\n")
+    with RANKING.open("r+b") as table:
+        table.truncate(table.read().rfind(b"\n") + 1)
+        table.seek(0, os.SEEK_END)
+        table.write((",".join(row) + "\n").encode())
 
 
 def agree(name: str, seed: int, trained: Trained, data: datasets.Data, number: int) -> None:
@@ -357,11 +361,19 @@ class Judge:
 
         The truth has one seed less here than for the supernets, so it is somewhat noisier.
         """
+        return self._without([[losses] for losses in self.table.T])
+
+    def equally(self, rankings: Sequence[np.ndarray]) -> dict[str, float]:
+        """Return how supernets rank, held against the same truths as one training."""
+        return self._without([rankings] * self.table.shape[1])
+
+    def _without(self, rankings: Sequence[Sequence[np.ndarray]]) -> dict[str, float]:
+        """Return mean figures of some rankings for each seed that is left out of the truth."""
         found = []
-        for seed in range(self.table.shape[1]):
+        for seed, each in enumerate(rankings):
             other = copy(self)
             other.truth = np.delete(self.table, seed, axis=1).mean(1)
-            found.append(other.figures([self.table[:, seed]])(np.arange(len(self.truth))))
+            found.append(other.figures(each)(np.arange(len(self.truth))))
         return {name: _mean(row[name] for row in found) for name in found[0]}
 
     def figures(self, rankings: Sequence[np.ndarray]) -> Callable[[np.ndarray], dict[str, float]]:
@@ -431,6 +443,11 @@ def report(steps: int | None) -> None:
         by_name[label][seed] = np.array(losses)[judge.known]
     for name, rankings in by_name.items():
         line(judge, name, rankings, kinds, {} if name == "joint" else by_name.get("joint", {}))
+    print("\nHeld against two of the table's seeds, as one training is:\n")
+    for name, rankings in by_name.items():
+        if len(rankings) > 1:
+            equal = judge.equally(list(rankings.values()))
+            print(f"{name}: overall {equal['overall']:.3f}, inside {equal['inside']:.3f}")
     agreements()
 
 

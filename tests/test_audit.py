@@ -35,7 +35,7 @@ from mixnas.jobs.audit_axes import by_axis, misplaced
 from mixnas.jobs.audit_before import Wanted, with_kept
 from mixnas.jobs.audit_draws import Drawer, Span, halves
 from mixnas.jobs.audit_rows import placed, rows, traits
-from mixnas.jobs.audit_verdict import WORDS, findings, trusted
+from mixnas.jobs.audit_verdict import SHARES, WORDS, findings, trusted
 from mixnas.jobs.audited import audited, audits, command
 from mixnas.jobs.entrants import Entrant
 from mixnas.jobs.problem import Plan, reopen
@@ -43,6 +43,7 @@ from mixnas.jobs.settings import Silent
 from mixnas.jobs.show import show
 from mixnas.jobs.stages import supernet
 from mixnas.jobs.trainings import train
+from mixnas.ranking import proportion
 from mixnas.run import Run
 from mixnas.space import SearchSpace
 
@@ -207,16 +208,35 @@ def test_the_rule_at_its_edges():
         ceiling = None if top is None else {"low": top[0], "value": top[1]}
         return {"networks": 8, "tau": {"low": low, "value": value}, "ceiling": ceiling}
 
-    assert trusted(figures(0.01, 0.3)) == "yes"
-    assert trusted(figures(0.01, 0.29)) == "no"
-    assert trusted(figures(0.0, 0.9)) == "no"
-    assert trusted(figures(0.1, 0.9, top=None)) == "unknown"
-    assert trusted(figures(0.1, 0.9, top=(-0.1, 0.2))) == "unknown"
-    assert trusted({"tau": None, "ceiling": None}) == trusted(None) == "unknown"
-    assert trusted(figures(0.01, 0.3) | {"networks": 7}) == "unknown"
+    assert SHARES == {"overall": 0.7, "inside": 0.5}
+    for share, enough in ((0.7, 0.42), (0.5, 0.3)):
+        assert trusted(figures(0.01, enough), share) == "yes"
+        assert trusted(figures(0.01, enough - 0.01), share) == "no"
+        assert trusted(figures(0.0, 0.9), share) == "no"
+        assert trusted(figures(0.1, 0.9, top=None), share) == "unknown"
+        assert trusted(figures(0.1, 0.9, top=(-0.1, 0.2)), share) == "unknown"
+        assert trusted({"tau": None, "ceiling": None}, share) == trusted(None, share) == "unknown"
+        assert trusted(figures(0.01, enough) | {"networks": 7}, share) == "unknown"
     assert set(WORDS) == {
         (a, b) for a in ("yes", "no", "unknown") for b in ("yes", "no", "unknown")
     }
+
+
+def test_the_interval_of_the_winners_share_knows_the_noise_of_its_own_trainings():
+    def share(noise):
+        losses = [2 + noise, 2 - noise]
+        middle = a_row(999, -1.0, losses, "winner")
+        others = [
+            a_row(n, 0.0, [1.5 + n / 24 + noise, 1.5 + n / 24 - noise], "across") for n in range(24)
+        ]
+        return findings([middle, *others], 2)["winner"]["across"]
+
+    quiet, noisy = share(1e-6), share(0.5)
+    assert noisy["high"] - noisy["low"] > quiet["high"] - quiet["low"] + 0.1
+    for told in (quiet, noisy):  # never narrower than Wilson's
+        wilson = proportion(told["beaten"], told["of"])
+        assert told["low"] <= wilson.low
+        assert told["high"] >= wilson.high
 
 
 def test_figures_are_of_the_drawn_networks_and_the_winner_stands_apart():

@@ -26,6 +26,7 @@ from mixnas import report, screen, zoo
 from mixnas.errors import BudgetUnreachable, InvalidOption, RunConflict
 from mixnas.jobs import entrants, one_mixer, scaling, timm_rivals
 from mixnas.jobs.compare import compare
+from mixnas.jobs.contest import _results, digest
 from mixnas.jobs.entrants import Entrant, described
 from mixnas.jobs.problem import Plan, Problem, reopen
 from mixnas.jobs.settings import Silent
@@ -343,6 +344,17 @@ def test_the_sentence_says_plainly_who_loses():
     assert "No better than guessing: 1 (weak <b>)" in text
     rows = standings([an_entrant("winner", "winner")], {"winner": {0: {"reason": "died"}}}, {})
     assert "has no result: seed 0 failed: died" in sentence(rows, 10)
+
+
+def test_a_result_of_another_network_under_the_same_key_is_done_again(tmp_path):
+    (entrant,), results = judged(winner=0.7)
+    with Run.create(tmp_path, "kept", {}) as kept:
+        made = {"of": digest(entrant.source)}
+        kept.write("trainings/winner.seed0.json", results["winner"][0] | made)
+        kept.write("trainings/winner.seed1.json", results["winner"][1])  # of long ago
+        assert set(_results(kept, [entrant], 3, 500)["winner"]) == {0, 1}
+        other = replace(entrant, source={"arch": "another"})
+        assert set(_results(kept, [other], 3, 500)["winner"]) == {1}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The equal-compute control: what it counts, what it draws, and a comparison with it."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from random import Random
 
@@ -8,19 +9,23 @@ import pytest
 from test_compare import searched
 
 import mixnas
+from mixnas import cluster
 from mixnas.asktell import Trial
 from mixnas.asktell.trial import ask_line, tell_line
 from mixnas.cost import count
 from mixnas.cost.table import CostTable
-from mixnas.errors import EvaluationFailed
+from mixnas.errors import EvaluationFailed, TrainingDiverged
 from mixnas.evaluate import Failure, Score
 from mixnas.jobs.compare import compare
+from mixnas.jobs.contest import Contest, settled
 from mixnas.jobs.equal import EVERY, PASSES, EqualCompute, _best, draws, spent
 from mixnas.jobs.problem import Plan, reopen
 from mixnas.jobs.settings import Silent
+from mixnas.run import Run
 from mixnas.train.recipe import AloneRecipe
 
 RECIPE = AloneRecipe(steps=4, batch=16)
+FINALIST = {"number": 0, "rank": {"images": 180}, "report": {}, "predicted": {}, "round": 0}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +51,9 @@ def cost(problem):
     return CostTable(count.flops, image=problem.data.image, classes=10)
 
 
-def test_the_compute_of_a_search_is_that_of_its_draws_and_its_evaluations(run, problem, cost):
+def test_the_compute_of_a_search_is_that_of_its_draws_and_its_evaluations(
+    run, problem, cost, tmp_path
+):
     steps = Plan.of(run).steps
     trainer = problem.trainer(problem.recipe(steps))
     counted = list(range(0, steps, EVERY))
@@ -57,9 +64,16 @@ def test_the_compute_of_a_search_is_that_of_its_draws_and_its_evaluations(run, p
     lines = [json.loads(line) for line in run.file("log.jsonl").read_text().splitlines()[1:]]
     archs = {e["ask"]: mixnas.Architecture.from_dict(e["arch"]) for e in lines if "ask" in e}
     told = [e for e in lines if "loss" in e]
-    expected = sum(cost(archs[e["tell"]]) * (e["images"] + 256) for e in told)
+    priced = [cost(archs[e["tell"]]) for e in told]
+    expected = sum(price * (e["images"] + 256) for price, e in zip(priced, told, strict=True))
     assert len(told) == 2
     assert found.search == pytest.approx(expected)
+    shutil.copytree(run.path, tmp_path / "run")
+    judged = Run.open(tmp_path / "run")
+    judged.mark("search", rejudged=500)
+    judged.write("finalists.json", [FINALIST | {"id": archs[0].id}])
+    expected += 500 * sum(priced) / 2 + priced[0] * (180 + 512)
+    assert spent(judged, problem).search == pytest.approx(expected)
     assert found.total == found.training + found.search
 
 
@@ -71,18 +85,44 @@ def test_draws_are_feasible_distinct_and_spend_what_there_is(problem, cost, shar
     prices = [images * cost(arch) for arch in archs]
     assert len({arch.id for arch in archs}) == len(archs)
     assert all(arch in problem.feasible for arch in archs)
-    assert len(archs) == 1 or sum(prices) <= total
+    assert sum(prices) >= total
+    assert sum(prices[:-1]) < max(total, 1)  # the last is the one that reaches it
     further = draws(problem, RECIPE, 2 * total + 1)
     assert further[: len(archs)] == archs
-    assert sum(prices) + images * 4e6 * 4 > total  # no more than one network's price is left
 
 
 def test_the_best_is_that_of_least_loss_and_failures_do_not_count(problem):
     archs = draws(problem, RECIPE, 1e12)[:3]
     results = [{"loss": 2.0}, {"reason": "it diverged"}, {"loss": 1.0}]
-    assert _best(archs, results) == (archs[2], "the best of 3 random networks trained alone")
-    with pytest.raises(EvaluationFailed, match=r"none of 1 .* it diverged"):
+    assert _best(archs, results) == (archs[2], "the best of 2 of 3 random networks trained alone")
+    with pytest.raises(TrainingDiverged, match=r"none of 1 .* it diverged"):
         _best(archs[:1], results[1:2])
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(problem):
+    archs = draws(problem, RECIPE, 1e12)[:2]
+    results = [{"loss": float("nan")}, {"loss": 1.0}]
+    assert _best(archs, results)[0] == archs[1]
+
+
+def test_a_lost_worker_takes_no_training_away(run, problem, tmp_path, monkeypatch):
+    control = EqualCompute.of(run, problem, RECIPE)
+    control = replace(control, archs=control.archs[:2])
+
+    def each(_, tasks, **options):
+        for index, _ in enumerate(tasks):
+            yield index, {"loss": 1.0} if index else Failure("its worker was killed")
+
+    monkeypatch.setattr(cluster, "each", each)
+    with Run.create(tmp_path, "kept", {}) as kept:
+        with pytest.raises(EvaluationFailed, match=r"1 of 2 .* gave nothing \(its worker was kill"):
+            control.choose(kept, 1, Silent())
+        assert control.lacking(kept) == [control.archs[0]]
+        makers = {"equal": lambda: control.choose(kept, 1, Silent())}
+        contest = Contest(run, problem, control.archs[0], 1, "kept", 1, Silent())
+        with pytest.raises(EvaluationFailed):
+            contest.plan(makers, 1, kept, keep=True)
+        assert not settled(kept, "equal")
 
 
 def test_the_reckoning_is_that_of_the_draws(run, problem, cost):

@@ -84,6 +84,19 @@ def test_trainings_that_ended_alike_differ_surely_or_not_at_all():
     assert found["more"].verdict == "ahead"
 
 
+def test_a_whole_number_of_images_is_never_free_of_noise():
+    values = {"winner": {0: 0.5, 1: 0.5}, "more": {0: 0.51, 1: 0.51}}
+    assert paired(values, "winner", images=100)["more"].verdict == "level"
+    assert paired(values, "winner", images=100_000)["more"].verdict == "ahead"
+
+
+def test_a_rival_that_lacks_a_seed_is_compared_by_the_seeds_that_both_have():
+    values = {"winner": {0: 0.8, 1: 0.81, 2: 0.79}, "rival": {0: 0.7, 2: 0.68}}
+    two = {key: {s: each[s] for s in (0, 2)} for key, each in values.items()}
+    assert paired(values, "winner") == paired(two, "winner")
+    assert set(paired(values, "winner")) == {"rival"}
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_by_its_definition(chances):
     """Reject the smallest while it is at most level / (how many are left), then stop."""

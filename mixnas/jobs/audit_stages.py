@@ -12,9 +12,9 @@ from mixnas.arch import Architecture
 from mixnas.errors import MixnasError
 from mixnas.jobs.audit_draws import Span
 from mixnas.jobs.audit_rows import placed, rows
-from mixnas.jobs.audit_verdict import SHARE, findings
+from mixnas.jobs.audit_verdict import SHARES, findings
 from mixnas.jobs.audited import JOB
-from mixnas.jobs.contest import SUMMARY, TRAINED, Comparison, Contest, Results, trainings
+from mixnas.jobs.contest import SUMMARY, TRAINED, Comparison, Contest, Results, digest, trainings
 from mixnas.jobs.entrants import Entrant
 from mixnas.jobs.problem import Plan, Problem
 from mixnas.jobs.settings import duration
@@ -141,14 +141,15 @@ class Auditing(Contest):
             RunConflict: if earlier scores are damaged.
         """
         scores = _scores(kept)
-        lacking = [entrant for entrant in plan.entrants if entrant.key not in scores]
+        lacking = [entrant for entrant in plan.entrants if not _scored(entrant, scores)]
         if not lacking:
             return scores
         evaluator = self.original.evaluator(self.network)
         self.listener.stage("scores", len(plan.entrants), len(plan.entrants) - len(lacking))
         for entrant in lacking:
             found = evaluator(Architecture.from_dict(entrant.source["arch"]))
-            scores[entrant.key] = {figure: getattr(found, figure) for figure in FIGURES}
+            told = {figure: getattr(found, figure) for figure in FIGURES}
+            scores[entrant.key] = told | {"of": digest(entrant.source)}
             kept.write(SCORES, scores)
             self.listener.advance(1, loss=found.loss, accuracy=found.accuracy)
         self.listener.end()
@@ -173,8 +174,9 @@ class Auditing(Contest):
             "audit": kept.name,
             "of": self.searched.name,
             **findings(found, plan.seeds),
-            "rule": f"tau's 95 % interval above 0, and tau at least {SHARE:g} of its ceiling; "
-            f"nothing is said of fewer than {ENOUGH} networks",
+            "rule": "tau's 95 % interval above 0, and tau at least "
+            f"{SHARES['overall']:g} of its ceiling across the budget, {SHARES['inside']:g} of it "
+            f"inside; nothing is said of fewer than {ENOUGH} networks",
             "data": problem.data.name,
             "labels": len(problem.data.labels),
             "budget": [str(limit) for limit in problem.limits],
@@ -217,6 +219,14 @@ def _scores(kept: Run) -> dict[str, dict[str, float]]:
     except (KeyError, TypeError, AttributeError):
         pass
     raise kept.broken(SCORES)
+
+
+def _scored(entrant: Entrant, scores: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Say whether there is a score of this network, not of one that had its key before."""
+    if entrant.key not in scores:
+        return False
+    own = digest(entrant.source)
+    return bool(scores[entrant.key].get("of", own) == own)
 
 
 def _flat(row: Mapping[str, Any], seeds: int) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """What an audit found: rows, figures by region and by axis, and one plain sentence.
 
 The rule. A ranking may be trusted where the lower end of tau's 95 % interval is above 0 and tau is
-at least half its ceiling; the ceiling is the tau of one training seed against another on the same
-networks. Where the ceiling itself cannot be told from 0, or there are fewer than `ENOUGH` networks,
-nothing can be said.
+at least `SHARES` of its ceiling; the ceiling is the tau of one training seed against another on the
+same networks. Where the ceiling itself cannot be told from 0, or there are fewer than `ENOUGH`
+networks, nothing can be said.
 """
 
 from collections.abc import Mapping
@@ -19,8 +19,10 @@ from mixnas.jobs.audit_rows import Rows, ranked
 from mixnas.ranking import ENOUGH, LEAST, Estimate, proportion, regret
 from mixnas.ranking import regret_by_chance as by_chance
 
-SHARE = 0.5
-"""The share of its ceiling that a trusted tau has at least."""
+SHARES = {"overall": 0.7, "inside": 0.5}
+"""The share of its ceiling that a trusted tau has at least, across the budget and inside it."""
+DRAWS = 2000
+"""Bootstrap draws of how often the winner beats others."""
 TOPS = (1, 5)
 """How many of the supernet's best are looked at for the regret."""
 
@@ -43,7 +45,7 @@ def findings(found: Rows, seeds: int) -> dict[str, Any]:
     inside = [row for row in drawn if row["inside"]]
     told = {"overall": region(across), "inside": region(inside)}
     axes, values = by_axis(drawn)
-    verdict = {name: trusted(figures) for name, figures in told.items()}
+    verdict = {name: trusted(figures, SHARES[name]) for name, figures in told.items()}
     return {
         **told,
         "winner": {"across": _beats(whole, across), "inside": _beats(whole, inside)},
@@ -88,15 +90,33 @@ def _plain(estimate: Estimate | None) -> dict[str, float] | None:
 
 
 def _beats(whole: Rows, others: Rows) -> dict[str, Any] | None:
-    """Return how often the winner's loss is below a drawn network's, with its interval."""
+    """Return how often the winner's loss is below a drawn network's, with its interval.
+
+    Both the networks and, with more than one seed, the winner's trainings might be others.
+    """
     winner = next((row for row in whole if row["group"] == "winner"), None)
     if winner is None or not others:
         return None
-    hits = sum(winner["loss"] < row["loss"] for row in others)
-    return {"beaten": hits, "of": len(others), **asdict(proportion(hits, len(others)))}
+    hits, number = sum(winner["loss"] < row["loss"] for row in others), len(others)
+    found = proportion(hits, number)
+    low, high = found.low, found.high
+    noise = _noise(np.array([row["losses"] for row in (winner, *others)]))
+    if noise is not None:  # the winner's own few trainings are in every comparison
+        rng = np.random.default_rng(0)
+        moved = winner["loss"] + rng.normal(0, noise / len(winner["losses"]) ** 0.5, (DRAWS, 1))
+        losses = np.array([row["loss"] for row in others])
+        shares = (moved < losses[rng.integers(0, number, (DRAWS, number))]).mean(1)
+        low, high = min(low, np.quantile(shares, 0.025)), max(high, np.quantile(shares, 0.975))
+    return {
+        "beaten": hits,
+        "of": number,
+        "value": found.value,
+        "low": float(low),
+        "high": float(high),
+    }
 
 
-def trusted(figures: Mapping[str, Any] | None) -> str:
+def trusted(figures: Mapping[str, Any] | None, share: float) -> str:
     """Apply the rule: ``yes``, ``no``, or ``unknown`` where nothing can be said."""
     if figures is None or figures["tau"] is None or figures["networks"] < ENOUGH:
         return "unknown"
@@ -104,7 +124,7 @@ def trusted(figures: Mapping[str, Any] | None) -> str:
         return "no" if _known(figures["ceiling"]) else "unknown"
     if not _known(figures["ceiling"]):
         return "unknown"
-    return "yes" if figures["tau"]["value"] >= SHARE * figures["ceiling"]["value"] else "no"
+    return "yes" if figures["tau"]["value"] >= share * figures["ceiling"]["value"] else "no"
 
 
 def _known(ceiling: Mapping[str, float] | None) -> bool:
@@ -144,7 +164,7 @@ def _figures(where: str, figures: Mapping[str, Any] | None) -> str:
     if figures is None:
         return f"{where} fewer than {LEAST} networks"
     if figures["tau"] is None:
-        return f"{where} all networks alike"
+        return f"{where} no tau can be told (networks alike, or a loss that is no number)"
     tau, top = figures["tau"], figures["ceiling"]
     text = f"tau {tau['value']:.2f} [{tau['low']:.2f}, {tau['high']:.2f}] {where}"
     text += "" if top is None else f", ceiling {top['value']:.2f}"

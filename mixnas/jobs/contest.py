@@ -1,5 +1,7 @@
 """What a comparison will take, and its stages: entrants, trainings, timing, standings."""
 
+import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -13,7 +15,16 @@ import torch
 
 from mixnas import cluster, report
 from mixnas.arch import Architecture
-from mixnas.errors import MixnasError, TooNoisy
+from mixnas.errors import (
+    DataError,
+    EvaluationFailed,
+    MixnasError,
+    OutOfMemory,
+    RunConflict,
+    StorageFull,
+    TooNoisy,
+    WorkerLost,
+)
 from mixnas.evaluate import Failure
 from mixnas.jobs.entrants import Entrant, Maker, create, described
 from mixnas.jobs.measuring import stopwatch
@@ -29,6 +40,9 @@ ENTRANTS, RESULTS, PACE, TIMES = "entrants.json", "trainings", "pace.json", "lat
 STANDING, TRAINED, SUMMARY = "compare.csv", "trainings.csv", "summary.json"
 OVERHEAD, TIMING = 30.0, 3.0
 """Seconds for starting workers and drawing; for timing one network."""
+
+PASSING = (DataError, EvaluationFailed, OutOfMemory, RunConflict, StorageFull, WorkerLost)
+"""What says nothing of a network that was to take part, and may be mended before the next call."""
 
 Results = dict[str, dict[int, dict[str, Any]]]
 """What each training returned, or why it did not: by entrant's key and seed."""
@@ -206,7 +220,7 @@ class Contest:
                 [
                     entrant
                     for entrant in entrants
-                    if (entrant.key, 0) in lacking
+                    if entrant.key in {key for key, _ in lacking}
                     or ((first or to_come) and entrant.key == "winner")
                 ],
                 kept,
@@ -230,6 +244,8 @@ class Contest:
             if key not in known and key not in absent:
                 try:
                     known[key] = make()
+                except PASSING:
+                    raise
                 except MixnasError as error:
                     absent[key] = str(error)
                     self.listener.note(f"without {key}: {error}")
@@ -302,7 +318,8 @@ class Contest:
                     outcome = {"reason": outcome.reason}
                     failed.setdefault(key, {})[seed] = outcome
                 else:
-                    kept.write(_file(key, seed, "json"), outcome)
+                    made = {"of": digest(byname[key].source)}
+                    kept.write(_file(key, seed, "json"), {**outcome, **made})
                     kept.file(_file(key, seed, "state.pt")).unlink(missing_ok=True)
                 if "reason" in outcome:
                     self.listener.note(f"{name} failed: {outcome['reason']}")
@@ -433,7 +450,7 @@ def _timed(kept: Run) -> dict[str, Any]:
 
 
 def _results(kept: Run | None, entrants: Sequence[Entrant], seeds: int, images: int) -> Results:
-    """Return what the trainings that are done returned."""
+    """Return what the trainings of these networks that are done returned."""
     found: Results = {}
     for entrant in entrants if kept else ():
         for seed in range(seeds):
@@ -442,8 +459,15 @@ def _results(kept: Run | None, entrants: Sequence[Entrant], seeds: int, images: 
                 result = kept.read(name)
                 if not sound(result, images):
                     raise kept.broken(name)
+                if result.get("of", digest(entrant.source)) != digest(entrant.source):
+                    continue  # of another network, which had this key before draws were made anew
                 found.setdefault(entrant.key, {})[seed] = result
     return found
+
+
+def digest(source: Mapping[str, Any]) -> str:
+    """Return what tells a network's description from others, in hexadecimal."""
+    return hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def trainings(plan: Comparison, results: Results) -> list[dict[str, Any]]:

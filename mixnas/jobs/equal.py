@@ -1,30 +1,36 @@
 """The equal-compute control: what random search finds for the compute of supernet and search.
 
-Random feasible architectures are trained alone, one by one until their trainings have cost as
-much as the supernet's training and search did together, and the one of least loss on the images
-that rank is chosen. Compute is counted in multiply-adds at the training resolution, so it is the
-same on every machine: three of a forward pass for a training step (forward, and twice as much
-backward), one for an evaluation.
+Random feasible architectures are trained alone, one by one until their trainings have cost at
+least as much as the supernet's training and search did together, and the one of least loss on the
+images that rank is chosen. Compute is counted in multiply-adds at the training resolution, so it
+is the same on every machine: three of a forward pass for a training step (forward, and twice as
+much backward), one for an evaluation.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from random import Random
+from statistics import fmean
 from typing import Any
 
-from mixnas import cluster
+from mixnas import cluster, report
 from mixnas.arch import Architecture
 from mixnas.asktell.trial import read_trials
 from mixnas.cost import count
+from mixnas.cost.feasible import Feasible
 from mixnas.cost.table import CostTable
-from mixnas.errors import EvaluationFailed
+from mixnas.errors import EvaluationFailed, TrainingDiverged
 from mixnas.evaluate import Failure
+from mixnas.jobs import reuse
+from mixnas.jobs.finalists import FINALISTS_FILE, earlier
 from mixnas.jobs.problem import CALIBRATION, Plan, Problem
 from mixnas.jobs.settings import Listener
 from mixnas.jobs.trainings import train
 from mixnas.run import Run
-from mixnas.train.recipe import AloneRecipe
+from mixnas.train.draws import Draws
+from mixnas.train.recipe import AloneRecipe, Recipe
 
 FOLDER = "equal"
 SEED = 1000
@@ -42,7 +48,8 @@ class Spent:
 
     Attributes:
         training: of the supernet.
-        search: of the evaluations.
+        search: of the evaluations, with what workers judged once more for rivals of a race, and
+            of the finalists' second judging on the images that rank.
     """
 
     training: float
@@ -55,35 +62,58 @@ class Spent:
 
 
 def spent(run: Run, problem: Problem) -> Spent:
-    """Count what a run's supernet and search have cost."""
+    """Count what a run's supernet and search have cost, whichever run trained the supernet.
+
+    Raises:
+        RunConflict: if a file of the run is damaged.
+    """
     cost = _cost(problem)
     plan = Plan.of(run)
-    trainer = problem.trainer(problem.recipe(plan.steps))
+    recipe = problem.recipe(plan.steps)
     steps = range(0, plan.steps, EVERY)
-    drawn = sum(cost(draw.arch) for step in steps for draw in trainer.draws.at(step))
-    batch = trainer.recipe.batch
-    training = PASSES * batch * drawn * plan.steps / max(1, len(steps))
+    offered = _draws(run, problem, recipe)
+    drawn = sum(cost(draw.arch) for step in steps for draw in offered.at(step))
+    training = PASSES * recipe.batch * drawn * plan.steps / max(1, len(steps))
+    return Spent(training, _judging(run, cost))
+
+
+def _draws(run: Run, problem: Problem, recipe: Recipe) -> Draws:
+    """Return the draws by which the supernet learnt, within the limits that it was trained for."""
+    space, feasible, trained = problem.space, problem.feasible, reuse.of(run)
+    if trained is not None and trained.limits != problem.limits:
+        space = trained.space
+        feasible = Feasible(space, trained.limits, problem.tables)
+    return Draws.by(recipe, space, feasible, seed=problem.settings.seed)
+
+
+def _judging(run: Run, cost: CostTable) -> float:
+    """Return the multiply-adds of all evaluations of a search."""
     settled = CALIBRATION * 64
-    trials = [t for log in sorted(run.path.glob("log*.jsonl")) for t in read_trials(log)]
-    search = sum(cost(t.arch) * (t.score.images + settled) for t in trials if t.score)
-    return Spent(training, float(search))
+    logs = sorted(run.path.glob("log*.jsonl"))
+    trials = [trial for log in logs for trial in read_trials(log) if trial.score]
+    costs = {trial.arch.id: cost(trial.arch) for trial in trials}
+    told = sum(costs[t.arch.id] * (t.score.images + settled) for t in trials if t.score)
+    again = report.rejudged(run) * fmean(costs.values()) if costs else 0.0
+    try:
+        judged = [(costs[one["id"]], one["rank"]["images"]) for one in earlier(run)]
+    except (LookupError, TypeError):
+        raise run.broken(FINALISTS_FILE) from None
+    return told + again + sum(each * (images + 2 * settled) for each, images in judged)
 
 
 def draws(problem: Problem, recipe: AloneRecipe, total: float) -> list[Architecture]:
-    """Draw distinct architectures uniformly until their trainings cost the total; one at least."""
+    """Draw distinct architectures uniformly until their trainings cost the total, or more."""
     cost = _price(problem, recipe)
     rng = Random(f"equal {problem.settings.seed}")
     found: dict[str, Architecture] = {}
     left = total
     for _ in range(MOST):
         arch = problem.feasible.sample(rng)
-        price = cost(arch)
-        if arch.id in found:
-            continue
-        if found and price > left:
+        if arch.id not in found:
+            found[arch.id] = arch
+            left -= cost(arch)
+        if left <= 0:
             break
-        found[arch.id] = arch
-        left -= price
     return list(found.values())
 
 
@@ -151,20 +181,29 @@ class EqualCompute:
             listener: is told how it gets on.
 
         Raises:
-            EvaluationFailed: if no training came to its end.
+            EvaluationFailed: if a worker gave nothing; the same call does what is lacking.
+            TrainingDiverged: if no training came to its end.
         """
         lacking, number = self.lacking(kept), len(self.archs)
         tasks = [self._task(arch, kept) for arch in lacking]
+        lost: list[str] = []
         listener.stage("equal compute", number, number - len(lacking))
         with closing(cluster.each(train, tasks, workers=workers)) as outcomes:
             for index, outcome in outcomes:
                 arch = lacking[index]
                 if isinstance(outcome, Failure):
-                    outcome = {"reason": outcome.reason}
+                    lost.append(outcome.reason)
+                    listener.advance(1)
+                    continue
                 kept.write(_file(arch), outcome)
                 kept.file(f"{FOLDER}/{arch.id}.pt").unlink(missing_ok=True)
                 listener.advance(1, loss=outcome.get("loss", float("nan")))
         listener.end()
+        if lost:
+            raise EvaluationFailed(
+                f"the equal-compute control: {len(lost)} of {number} trainings gave nothing "
+                f"({lost[0]}); repeat the same command to do them again"
+            )
         best, note = _best(self.archs, [_result(kept, arch) for arch in self.archs])
         return best, f"{note}: {self.note}"
 
@@ -184,12 +223,14 @@ class EqualCompute:
 def _best(
     archs: Sequence[Architecture], results: Sequence[Mapping[str, Any]]
 ) -> tuple[Architecture, str]:
-    whole = [(r["loss"], place) for place, r in enumerate(results) if "loss" in r]
+    losses = [(result.get("loss", math.nan), place) for place, result in enumerate(results)]
+    whole = [(loss, place) for loss, place in losses if math.isfinite(loss)]
     if not whole:
-        raise EvaluationFailed(
+        raise TrainingDiverged(
             f"none of {len(archs)} random networks could be trained: {results[0].get('reason')}"
         )
-    return archs[min(whole)[1]], f"the best of {len(archs)} random networks trained alone"
+    number = f"{len(whole)} of {len(archs)}" if len(whole) < len(archs) else str(len(archs))
+    return archs[min(whole)[1]], f"the best of {number} random networks trained alone"
 
 
 def _result(kept: Run, arch: Architecture) -> Mapping[str, Any]:

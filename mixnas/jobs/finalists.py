@@ -109,7 +109,7 @@ class _Contest:
         self.workers, self.listener = workers, listener
         self.evaluator = problem.evaluator(supernet(problem, run), fresh=True)
         self.report = list(problem.data.batches("report", batch=256))
-        self.found = _earlier(run)
+        self.found = earlier(run)
 
     def until(self, number: int) -> list[dict[str, Any]]:
         """Return the finalists of the rounds up to and with one."""
@@ -184,7 +184,7 @@ def _standing(entry: Mapping[str, Any]) -> tuple[float, int]:
     return entry["rank"]["loss"], entry["number"]
 
 
-def _earlier(run: Run) -> list[dict[str, Any]]:
+def earlier(run: Run) -> list[dict[str, Any]]:
     """Return the finalists that a run has judged already."""
     if not run.file(FINALISTS_FILE).is_file():
         return []

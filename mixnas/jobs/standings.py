@@ -43,7 +43,9 @@ def standings(
         latency: for each entrant's key quartiles in milliseconds.
     """
     winner = results.get("winner", {})
-    pairs = paired({key: _accuracies(found) for key, found in results.items()}, "winner")
+    accuracies = {key: _accuracies(found) for key, found in results.items()}
+    images = next((one["images"] for one in _complete(winner).values()), math.inf)
+    pairs = paired(accuracies, "winner", images)
     return [
         {
             "key": entrant.key,

@@ -54,8 +54,10 @@ HOW_TO_READ = (
     "winner's is paired seed by seed, and a seed is the unit; in brackets its own 95 % interval, "
     "of a randomised block design whose noise is pooled over all networks. An entrant is ahead or "
     "behind if so great a difference had a chance of less than 5 % after Holm's correction for "
-    "all comparisons, else level: a tie. With one seed the interval is a bootstrap over the "
-    "images, uncorrected, and chance in training is not seen.",
+    "all comparisons, else level: a tie. Taken for granted: all networks are equally noisy from "
+    "seed to seed, and the images are these: others would move all differences a little more. "
+    "With one seed the interval is a bootstrap over the images, uncorrected, and chance in "
+    "training is not seen.",
     "FLOPs are multiply-adds of one image, with parameters and latency at the deployed image and "
     "classes, whatever the training images' size. Latency is timed whole and in turn, one image, "
     "unfused; medians.",

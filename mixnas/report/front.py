@@ -29,7 +29,8 @@ HOW_TO_READ_FRONTS = (
     "may not be worth its cost.",
     "The hypervolume is the share that a front dominates of the rectangle from no loss at no cost "
     "to its reference point: guessing at the budget (at the dearest trial's cost where there is "
-    "no limit). It compares fronts of the same reference point on the same images.",
+    "no limit). It compares fronts of the same reference point on the same images; that of a flat "
+    "front, whose points are alike, is flattered by their noise.",
     "FLOPs are multiply-adds. A Fourier transform is counted by a formula; softmax, products with "
     "a spectrum, activations and sums are not counted at all. Beside them stands what those come "
     "to, each operation taken for a multiply-add: a mixer must not win by a convention.",
