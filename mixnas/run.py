@@ -255,6 +255,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
             raise RunConflict(
                 f"run {path}: format {made['format']!r}; this mixnas reads format {FORMAT}"
             )
+        datetime.fromisoformat(made["made"])
         return dict(made, settings=dict(made["settings"]))
     except (ValueError, KeyError, TypeError) as error:
         raise RunConflict(

@@ -9,7 +9,7 @@ from errno import EDQUOT, EFBIG, EMLINK, ENOSPC, EOPNOTSUPP, EPERM, EXDEV
 from pathlib import Path
 from pickle import UnpicklingError
 
-from mixnas.errors import RunConflict, StorageFull
+from mixnas.errors import InvalidOption, RunConflict, StorageFull
 
 
 def write(path: Path, data: bytes) -> None:
@@ -91,14 +91,22 @@ class Held:
         handle: the file's descriptor.
 
     Raises:
+        InvalidOption: if it cannot be written.
         RunConflict: if another holds it.
         StorageFull: if it has to be made and the disk is full.
     """
 
     def __init__(self, path: Path, what: str) -> None:
         self.handle = -1
-        with guarded(path):
-            self.handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            with guarded(path):
+                flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+                self.handle = os.open(path, flags, 0o666)
+        except PermissionError as error:
+            raise InvalidOption(
+                f"{what} {path.parent}: cannot be written ({error.strerror}); copy it to a folder "
+                "of your own, or change its permissions"
+            ) from None
         try:
             fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

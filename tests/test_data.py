@@ -492,6 +492,20 @@ def test_fingerprint_notices_what_changes(tmp_path):
     assert load(str(moved)).fingerprint != first
 
 
+def test_fingerprint_notices_images_of_the_same_size_in_bytes(tmp_path):
+    folder = tmp_path / "set"
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for number in range(8):
+            Image.new("RGB", (40, 40), (number, 0, 0)).save(folder / name / f"{number}.bmp")
+    first = load(str(folder)).fingerprint
+    other = folder / "a" / "3.bmp"
+    before = other.stat().st_size
+    Image.new("RGB", (40, 40), (200, 200, 200)).save(other)
+    assert other.stat().st_size == before
+    assert load(str(folder)).fingerprint != first
+
+
 def test_fingerprint_of_arrays_notices_a_pixel(tmp_path):
     folder = write_idx_set(tmp_path / "set")
     first = load(str(folder)).fingerprint

@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from test_feasible import SPACES, brute, distance, every, genotype, spaces, tables, uniform
 
+from mixnas.asktell import Search
 from mixnas.cost.count import flops, params
 from mixnas.cost.feasible import Feasible
-from mixnas.cost.limit import Limit
+from mixnas.cost.limit import Limit, parse_all
 from mixnas.cost.rates import _nearly, counted
 from mixnas.cost.table import CostTable
 from mixnas.cost.within import extreme_within
@@ -357,6 +358,31 @@ def test_laws_hold_on_any_space(space, a, b, c, d, seed):
         low, high = joint.bounds
         assert low <= len(population) <= high
         assert counted(joint.first, joint.second, feasible._allowed).how == "exact"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_windows_narrower_than_a_bin_have_rates_by_draws_and_can_be_searched(tmp_path):
+    space = SearchSpace.load("default")
+    sizes = {"image": space.image, "classes": space.classes}
+    costs = {"flops": CostTable(flops, **sizes), "params": CostTable(params, **sizes)}
+    narrow = Feasible(space, parse_all(["1.499-1.5GFLOPs", "4-6Mparams"]), costs)
+    rates = narrow.rates()
+    assert rates.how == "draws"
+    assert sum(rates.stems.values()) == pytest.approx(1)
+    limits = parse_all(["1.2-1.2005GFLOPs", "5-5.005Mparams"])
+    search = Search(
+        space,
+        Feasible(space, limits, costs),
+        costs=costs,
+        limits=limits,
+        sampler="random",
+        seed=3,
+        trials=3,
+        log=tmp_path / "log.jsonl",
+    )
+    archs = [search.ask().arch for _ in range(3)]
+    assert all(limit.excess(costs[limit.cost](a)) <= 0 for a in archs for limit in limits)
 
 
 @pytest.mark.slow

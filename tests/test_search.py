@@ -40,6 +40,17 @@ def test_a_sampler_asks_only_new_feasible_architectures(toy, tmp_path, sampler):
     assert all(trial.costs["flops"] == toy.table(trial.arch) for trial in search.trials)
 
 
+@pytest.mark.parametrize("sampler", ["surrogate", "nsga2", "evolution"])
+@pytest.mark.parametrize("whole", [0, 1])
+def test_a_generation_that_fails_but_for_one_does_not_stop_a_search(toy, tmp_path, sampler, whole):
+    search = toy.search(tmp_path / "log", sampler=sampler, trials=200, population=8)
+    for _ in range(30):
+        number = (candidate := search.ask()).number
+        failed = whole <= number < 8
+        search.tell(number, Failure("it broke") if failed else evaluate(candidate.arch))
+    assert search.complete == 22 + whole
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_gp_runs(toy, tmp_path):

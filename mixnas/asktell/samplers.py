@@ -147,9 +147,15 @@ class StudySampler:
                 directions=["minimize"] * (2 if self._both else 1), sampler=self._sampler(0)
             )
         self._numbers: dict[int, int] = {}
+        self._complete = 0
 
     def draw(self, generation: int, seed: int) -> Genes | None:
-        """Ask Optuna for a child; its own trial is closed as failed, so that it weighs nothing."""
+        """Ask Optuna for a child; its own trial is closed as failed, so that it weighs nothing.
+
+        None, which is a fresh draw, while NSGA-II has fewer than two parents.
+        """
+        if self._both and self._complete < 2:
+            return None
         sampler = self._sampler(seed)
         with quiet():
             self._study.add_trial(self._trial({}, generation))
@@ -177,6 +183,7 @@ class StudySampler:
                 if trial.score is None:
                     self._study.tell(number, state=TrialState.FAIL)
                 else:
+                    self._complete += 1
                     values = [trial.loss, float(trial.cost)] if self._both else [trial.loss]
                     self._study.tell(number, values)
         if self._both and trials:

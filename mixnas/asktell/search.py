@@ -273,7 +273,14 @@ class Search:
         """Draw uniformly, often enough to find the last of a small set."""
         rng = Random(derive(self.seed, number, "fresh"))
         for _ in range(20 * min(1000, 10 + self._most)):
-            yield self._encoded("fresh", self._feasible.sample(rng), rng)
+            yield self._encoded("fresh", self._drawn(rng), rng)
+
+    def _drawn(self, rng: Random) -> Architecture:
+        """Draw uniformly; between limits so narrow that no draw hits, repair one that misses."""
+        try:
+            return self._feasible.sample(rng)
+        except BudgetUnreachable:
+            return self._feasible.nearest(self.space.sample(rng))
 
     def _made_feasible(self, origin: str, genes: Genes) -> tuple[str, Architecture, Genes]:
         arch = self._genotype.decode(genes)

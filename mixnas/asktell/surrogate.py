@@ -8,6 +8,7 @@ proposes what the undisturbed one would have proposed.
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -18,6 +19,7 @@ from mixnas.arch import Architecture
 from mixnas.asktell.feasible_set import FeasibleSet
 from mixnas.asktell.genotype import Genotype
 from mixnas.asktell.trial import Genes, Trial, front
+from mixnas.errors import BudgetUnreachable
 
 FRESH = 100
 """Uniform draws among a generation's candidates."""
@@ -103,7 +105,11 @@ class SurrogateSampler:
             return
         self._model.fit(instructive(self._trials))
         rng = Random(f"{self._seed} candidates {generation}")
-        found = {arch.id: arch for arch in (self._feasible.sample(rng) for _ in range(FRESH))}
+        found: dict[str, Architecture] = {}
+        with suppress(BudgetUnreachable):  # two windows may be too narrow for a draw to hit
+            for _ in range(FRESH):
+                arch = self._feasible.sample(rng)
+                found[arch.id] = arch
         parents = [trial.arch for trial in _elite(self._trials)]
         for renewal in range(RENEWALS + 1):
             found |= {arch.id: arch for arch in self._children(parents, rng)}

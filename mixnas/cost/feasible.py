@@ -7,7 +7,8 @@ never meet them, and reject the rest, a bounded number of times. So does peak me
 a sum: see `mixnas.cost.bottleneck`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -153,13 +154,18 @@ class Feasible:
         """Return how often each choice stands among the feasible: the base rates.
 
         Counted by the programme, without draws, under two limits of sums at most; with further
-        limits, or peak memory, from `COUNTED` draws of a fixed seed.
+        limits, peak memory, or a window too narrow for that, from `COUNTED` draws of a fixed seed
+        (fewer where no more are found).
         """
-        if not self._checked:
-            second = self._joint.second if self._joint else None
-            return counted(self._main, second, self._allowed)
+        second = self._joint.second if self._joint else None
+        found = None if self._checked else counted(self._main, second, self._allowed)
+        return drawn(self.space, self._draws(COUNTED)) if found is None else found
+
+    def _draws(self, number: int) -> Iterator[Architecture]:
         rng = Random(0)
-        return drawn(self.space, (self.sample(rng) for _ in range(COUNTED)))
+        with suppress(BudgetUnreachable):
+            for _ in range(number):
+                yield self.sample(rng)
 
     def window(self) -> tuple[int, int]:
         """Return the costs of `least` and `greatest`, in the tightest limit's unit."""

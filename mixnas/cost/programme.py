@@ -60,7 +60,8 @@ class Programme:
 
     def window(self, counts: Counts, low: int, high: int) -> tuple[int, int]:
         """Return the bins of every path between two values."""
-        return counts.bins.window(low - self.slack - self.least, high - self.least)
+        first, last = counts.bins.window(low - self.slack - self.least, high - self.least)
+        return first, max(last, -1)
 
     def cost_of(self, path: list[int]) -> int:
         """Return the cost of a path."""

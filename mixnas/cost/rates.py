@@ -101,8 +101,10 @@ class Rates:
         }
 
 
-def counted(first: Programme, second: Programme | None, allowed: Mask) -> Rates:
+def counted(first: Programme, second: Programme | None, allowed: Mask) -> Rates | None:
     """Return the rates among all paths within one or two limits, by the programme.
+
+    None where sums are too many to be exact and a window is narrower than a bin.
 
     Args:
         first: a limit's programme.
@@ -112,6 +114,8 @@ def counted(first: Programme, second: Programme | None, allowed: Mask) -> Rates:
     graph = first.graph
     exact = _exactly(first, second, allowed)
     shares = _nearly(first, second, allowed) if exact is None else exact
+    if shares is None:
+        return None
     genes: dict[str, dict[Any, float]] = {key: {} for key in graph.space.genes}
     for index in np.flatnonzero(shares).tolist():
         for key, value in graph.edges[index].genes:
@@ -154,14 +158,22 @@ def _exactly(
     return np.array([number / total for number in found])
 
 
-def _nearly(first: Programme, second: Programme | None, allowed: Mask) -> NDArray[np.float64]:
-    """Return each edge's share of paths, with costs rounded to the nearest bin."""
+def _nearly(
+    first: Programme, second: Programme | None, allowed: Mask
+) -> NDArray[np.float64] | None:
+    """Return each edge's share of paths, with costs rounded to the nearest bin.
+
+    None where no bin lies within the limits.
+    """
     side = FINE if second is None else SIDE
     one = first.bins(side, "nearest")
     two = _one_bin(first.graph) if second is None else second.bins(side, "nearest")
     window = (*_nearest(first, one), *((0, 0) if second is None else _nearest(second, two)))
     plane = Plane(one, two, allowed)
-    shares: NDArray[np.float64] = plane.through(window) / plane.total(window)
+    total = plane.total(window)
+    if not total:
+        return None
+    shares: NDArray[np.float64] = plane.through(window) / total
     return shares
 
 

@@ -22,6 +22,7 @@ ENDINGS: Final = frozenset(
 TEST_FOLDERS: Final = ("test", "validation", "val", "valid")
 READERS: Final = 8  # threads that check files; most of that time is waiting for the disk
 BLOCK: Final = 256  # files a thread checks at a time
+EDGE: Final = 4096  # bytes at both ends of a file by which it is known again
 JPEG_END: Final = b"\xff\xd9"
 
 
@@ -32,12 +33,12 @@ class Files:
     Attributes:
         root: the folder that the user named.
         paths: files relative to it.
-        sizes: bytes of each file.
+        marks: of each file, its bytes and a digest of how it begins and ends.
     """
 
     root: Path
     paths: tuple[str, ...]
-    sizes: tuple[int, ...]
+    marks: tuple[str, ...]
 
     def open(self, index: int) -> Image.Image:
         """Open a file; its pixels are decoded later."""
@@ -48,8 +49,8 @@ class Files:
         return str(self.root / self.paths[index])
 
     def identity(self) -> str:
-        """Hash names and sizes: quick, and it notices what is added, removed or replaced."""
-        listing = "\n".join(f"{p}\t{n}" for p, n in zip(self.paths, self.sizes, strict=True))
+        """Hash names and marks: quick, and it notices what is added, removed or replaced."""
+        listing = "\n".join(f"{p}\t{m}" for p, m in zip(self.paths, self.marks, strict=True))
         return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -73,8 +74,8 @@ def read_folder(root: Path) -> Pictures:
     ]
     targets, labels = renumber(raw[0], raw[1], names, str(root))
     paths = tuple(path for part in (found, tested) for files in part.values() for path in files)
-    sides, sizes = _check_files(root, paths)
-    album = Files(root, paths, tuple(sizes))
+    sides, marks = _check_files(root, paths)
+    album = Files(root, paths, tuple(marks))
     return Pictures(album, targets, labels, side=median_low(sides), own_test=len(raw[1]))
 
 
@@ -145,8 +146,8 @@ def _ending_list() -> str:
     return ", ".join(sorted(ending[1:] for ending in ENDINGS))
 
 
-def _check_files(root: Path, paths: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Check every image; return shorter sides in pixels and sizes in bytes."""
+def _check_files(root: Path, paths: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Check every image; return shorter sides in pixels, and marks."""
     blocks = [paths[start : start + BLOCK] for start in range(0, len(paths), BLOCK)]
     with ThreadPoolExecutor(READERS) as pool:
         checked = pool.map(lambda block: [_check_file(root / path) for path in block], blocks)
@@ -162,11 +163,11 @@ def _check_files(root: Path, paths: Sequence[str]) -> tuple[list[int], list[int]
             "replace it or delete it"
         )
     sound = [fact for fact in seen if not isinstance(fact, str)]
-    return [side for side, _ in sound], [size for _, size in sound]
+    return [side for side, _ in sound], [mark for _, mark in sound]
 
 
-def _check_file(path: Path) -> tuple[int, int] | str:
-    """Return (shorter side, bytes) of a sound image, or what is wrong with it.
+def _check_file(path: Path) -> tuple[int, str] | str:
+    """Return (shorter side, mark) of a sound image, or what is wrong with it.
 
     A PNG carries checksums and a complete JPEG its end mark, which spares decoding them all.
     """
@@ -177,9 +178,19 @@ def _check_file(path: Path) -> tuple[int, int] | str:
                 image.verify()
             elif image.format != "JPEG" or not _ends_like_jpeg(path):
                 image.load()
-        return side, path.stat().st_size
+        return side, _mark(path)
     except Exception as error:  # decoders raise anything on a broken file
         return one_line(error).replace(str(path), path.name)
+
+
+def _mark(path: Path) -> str:
+    """Return a file's bytes, and a digest of its first and last `EDGE`."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        edges = file.read(EDGE)
+        file.seek(max(0, size - EDGE))
+        edges += file.read()
+    return f"{size} {hashlib.sha256(edges).hexdigest()[:16]}"
 
 
 def _ends_like_jpeg(path: Path) -> bool:

@@ -10,6 +10,8 @@ from mixnas.errors import InvalidBudget, InvalidOption, did_you_mean
 
 SAMPLERS = ("surrogate", "nsga2", "tpe", "gp", "random", "evolution")
 DEVICES = ("auto", "cpu", "cuda")
+MOST_SEED = 2**62
+MOST_SECONDS = 366 * 24 * 3600.0
 
 
 class Listener(Protocol):
@@ -99,6 +101,8 @@ class Settings:
             raise InvalidBudget("no budget given; give one, such as --budget 1.5GFLOPs")
         at_least("trials", self.trials, 1)
         at_least("seed", self.seed, 0)
+        if self.seed > MOST_SEED:
+            raise InvalidOption(f"seed {self.seed}: give at most {MOST_SEED}")
         at_least("batch", self.batch, 2)
         for name, least in (("epochs", 1), ("image", 16), ("classes", 2), ("resolution", 16)):
             value = getattr(self, name)
@@ -153,6 +157,8 @@ def seconds(time: object) -> float:
     if not any(parts):
         raise InvalidOption(f"time '{text}': not a length of time; write 90s, 10m or 1h30m")
     total = sum(float(n or 0) * unit for n, unit in zip(parts, (3600, 60, 1), strict=True))
+    if total > MOST_SECONDS:
+        raise InvalidOption(f"time '{text[:40]}': more than a year; write 90s, 10m or 1h30m")
     if sign or total <= 0:
         raise InvalidOption(
             f"time '{text}': it must be longer than nothing; write 90s, 10m or 1h30m"

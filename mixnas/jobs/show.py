@@ -104,9 +104,12 @@ def open_run(name: str | Path, folder: Path) -> Run:
     Raises:
         RunConflict: if there is none.
     """
-    if not (folder / name / SETTINGS).is_file() and (Path(name) / SETTINGS).is_file():
-        return Run.open(Path(name) if Path(name).name else Path(name).resolve())
-    return Run.open(folder / name)
+    try:
+        if not (folder / name / SETTINGS).is_file() and (Path(name) / SETTINGS).is_file():
+            return Run.open(Path(name) if Path(name).name else Path(name).resolve())
+        return Run.open(folder / name)
+    except OSError as error:
+        raise RunConflict(f"run '{str(name)[:60]}': cannot be opened ({error.strerror})") from None
 
 
 def _comparisons(run: Run) -> Iterator[dict[str, str]]:
