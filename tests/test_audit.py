@@ -203,6 +203,17 @@ def test_the_sentence_follows_the_rule(changes, verdict, words):
     json.dumps(found, allow_nan=False)
 
 
+def test_the_sentence_says_where_cost_alone_ranks_better():
+    rows = made_up(error=3.0)
+    assert "By cost alone" not in findings(made_up(), 2)["sentence"]
+    for row in rows:
+        if row["group"] == "across":
+            row["flops"] = round(1e6 - 1e5 * row["loss"])
+            row["load"] = row["flops"] / 1e6
+    told = findings(rows, 2)["sentence"]
+    assert "By cost alone, the dearer the better, it is truer across the budget (tau 1.00)." in told
+
+
 def test_the_rule_at_its_edges():
     def figures(low, value, top=(0.5, 0.6)):
         ceiling = None if top is None else {"low": top[0], "value": top[1]}

@@ -143,7 +143,20 @@ def sentence(told: Mapping[str, Any], verdict: Mapping[str, str], seeds: int) ->
     )
     words = WORDS[verdict["overall"], verdict["inside"]]
     single = " One seed shows no ceiling; give more --seeds." if seeds < 2 else ""
-    return f"The ranking {words}{': ' if figures else ''}{figures}.{single}"
+    return f"The ranking {words}{': ' if figures else ''}{figures}.{_cheaper(told)}{single}"
+
+
+def _cheaper(told: Mapping[str, Any]) -> str:
+    """Say where the supernet ranks worse than cost does, which takes no training."""
+    parts = []
+    for name, where in (("overall", "across the budget"), ("inside", "inside it")):
+        figures = told[name] or {}
+        own, cheap = figures.get("tau"), figures.get("tau_cost")
+        if own and cheap and cheap["value"] > own["value"]:
+            parts.append(f"{where} (tau {cheap['value']:.2f})")
+    return f" By cost alone, the dearer the better, it is truer {' and '.join(parts)}." * bool(
+        parts
+    )
 
 
 WORDS = {
