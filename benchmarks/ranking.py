@@ -90,6 +90,7 @@ VARIANTS = {
     "stratified": Variant("random draws from equal strata of cost", {"spread": "stratified"}),
     "focused": Variant("random draws more at the upper end of cost", {"spread": "focused"}),
     "unfair": Variant("each draw's mixers and stem at random", {"fairness": "uniform"}),
+    "stages": Variant("fair, but stems as often as they have stages", {"fairness": "stages"}),
     "feasible": Variant("uniform draws of feasible architectures", {"fairness": "none"}),
     "labels": Variant("every draw learns from the labels", {"lesson": "labels"}),
     "alpha": Variant("AlphaNet's alpha-divergence in place of KL", {"lesson": "alpha"}),

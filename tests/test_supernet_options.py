@@ -49,6 +49,7 @@ OPTIONS = [
     {"spread": "stratified", "lesson": "alpha"},
     {"spread": "focused", "fairness": "uniform", "attention": "best", "candidates": 2},
     {"fairness": "none", "attention": "worst", "lesson": "labels"},
+    {"fairness": "stages"},
     {"projection": "dearest", "dearest_first": 0.5},
     {"projection": "others", "sharing": Sharing(norms="mixer", scale="switchable")},
     {"sharing": Sharing(feed_forward="mixer", scale="shared")},
@@ -147,6 +148,21 @@ def test_where_costs_are_prescribed_mixers_stay_strictly_fair(micro, table, spre
             genes = micro.genotype(arch)
             fair = {key: genes[key] for key in schedule.fair if key in genes}
             assert fair == {key: wanted[key] for key in fair}
+
+
+def test_stems_can_be_drawn_as_often_as_they_have_stages():
+    space = SearchSpace.load("tabular")
+    feasible = Feasible(
+        space, parse_all(["1GFLOPs"]), {"flops": CostTable(count.flops, image=16, classes=10)}
+    )
+    draws = Draws(space, feasible, seed=0, random=3, edge=0.1, fairness="stages")
+    archs = [draw.arch for step in range(40) for draw in draws.at(step) if draw.role == "random"]
+    stems = [arch.stem.kind for arch in archs]
+    for begin in range(0, len(stems), 3):
+        assert sorted(stems[begin : begin + 3]) == ["conv4", "conv4", "conv8"]
+    last = [arch.stages[-1].blocks[0].mixer for arch in archs]
+    for begin in range(0, len(last) - 4, 5):  # mixers stay strictly fair
+        assert len(set(last[begin : begin + 5])) == 5
 
 
 def test_fairness_can_be_left_to_chance(micro, feasible):

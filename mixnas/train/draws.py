@@ -164,7 +164,8 @@ class Draws:
     def _given(self, role: str, index: int) -> dict[str, Any]:
         """Return stem and mixers of a draw, as fair as it shall be.
 
-        Strict fairness is its place in each gene's current permutation.
+        Strict fairness is its place in each gene's current permutation; where stems are fair by
+        their stages, each stands in it as often as it has stages.
         """
         if self.fairness == "none":
             return {}
@@ -173,6 +174,8 @@ class Draws:
             return {key: rng.choice(choices) for key, choices in self.fair.items()}
         given = {}
         for key, choices in self.fair.items():
+            if key == "stem" and self.fairness == "stages":
+                choices = tuple(stem for stem in choices for _ in self.space.entered(stem))
             turn, place = divmod(index, len(choices))
             order = list(choices)
             Random(f"{self.seed}/{role}/{key}/{turn}").shuffle(order)

@@ -15,7 +15,7 @@ DISTILLATIONS = ("none", "soft", "hard")
 
 SUPERNET_KINDS = {
     "spread": ("uniform", "stratified", "focused"),
-    "fairness": ("strict", "uniform", "none"),
+    "fairness": ("strict", "stages", "uniform", "none"),
     "attention": ("none", "best", "worst"),
     "lesson": ("soft", "alpha", "labels"),
     "projection": ("none", "dearest", "others"),
@@ -48,8 +48,9 @@ class Recipe:
             architectures; "stratified": each step's from equal strata of the costs; "focused":
             likewise, but twice as densely at the upper end, where winners are, as in the middle.
         fairness: mixers and stem of a draw: "strict": a place in a permutation of those offered
-            (FairNAS, Chu et al. 2021), "uniform": each at random, "none": as often as feasible
-            architectures have them.
+            (FairNAS, Chu et al. 2021), "stages": likewise, a stem as often as it has stages, since
+            those of the finest stem are trained by no other; "uniform": each at random, "none": as
+            often as feasible architectures have them.
         attention: of each random draw's candidates, alike in mixers and cost, the one with the
             least ("best") or the greatest ("worst") loss on the batch is trained (AttentiveNAS,
             Wang et al. 2021); "none": there is one candidate.
