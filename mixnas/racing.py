@@ -9,26 +9,34 @@ error shrinks to nothing as the images run out (Cochran, Sampling Techniques, 19
 Networks of one supernet err alike. Of some the mean over all the images is known, and what they
 say of the images seen corrects for these being harder or easier than all (Cochran's regression
 estimator, chapter 7): a few such witnesses take most of the noise out of a difference.
+The losses of good networks are near nought but for a few images, and what these few say is far from
+equal noise on all. The standard error is one that allows for it: HC3 (MacKinnon and White, Journal
+of Econometrics 29, 1985, which Long and Ervin, The American Statistician 54, 2000, found to keep
+its rate with few observations), with the degrees of freedom of Bell and McCaffrey (Survey
+Methodology 28, 2002), which are few where few images carry the estimate.
 Racing itself: Maron and Moore, Hoeffding Races, NIPS 1993. Losses have no bound, so its bound
-cannot hold here; a t-test is used, which assumes that the mean of `LEAST` differences or more is
-near normal.
+cannot hold here; a t-test is used, and how well it keeps the rate is measured
+(``benchmarks/racing.py``).
 """
 
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mixnas.arch import Architecture
 from mixnas.errors import InvalidOption
 from mixnas.evaluate import Answers, Score, SupernetEvaluator, answers
+
+Numbers: TypeAlias = NDArray[np.float64]
 
 RATE = 0.01
 """How often a candidate that is no worse may be stopped, over all its looks."""
@@ -48,6 +56,8 @@ NETWORKS = 20
 """Of these, how many may keep their network too, to answer further images."""
 IMAGES_EACH = 8
 """Images that must have been seen for each witness that corrects a difference."""
+LEFT = 1e-3
+"""Part of its own error that an image keeps in a fit, at least: less is all rounding."""
 DIGITS = 9
 """Decimals of an estimate: more would tell how many threads had added it up."""
 
@@ -74,12 +84,12 @@ class Difference:
     Attributes:
         value: the estimate, in nats.
         error: its standard error.
-        freedom: degrees of freedom of that.
+        freedom: degrees of freedom of that, no whole number.
     """
 
     value: float
     error: float
-    freedom: int
+    freedom: float
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,8 @@ class Race:
 
     Attributes:
         images: how many there are in all.
-        rate: the probability of a wrong stop, for one candidate over all its looks.
+        rate: the probability of a wrong stop, for one candidate over all its looks, as far as a
+            t-test keeps it.
 
     Raises:
         InvalidOption: if the rate is no probability between 0 and 0.5.
@@ -127,11 +138,8 @@ class Race:
         columns = np.ones((seen, 1))
         if beside is not None:
             columns = np.hstack([columns, beside.numpy()])
-        found, _, rank, _ = np.linalg.lstsq(columns, apart.numpy(), rcond=None)
-        rest = apart.numpy() - columns @ found
-        leverage = float(np.linalg.pinv(columns.T @ columns)[0, 0])
-        variance = float(rest @ rest) / (seen - int(rank)) * leverage * (1 - seen / self.images)
-        return Difference(float(found[0]), math.sqrt(variance), seen - int(rank))
+        found, variance, freedom = _intercept(columns, apart.numpy())
+        return Difference(found, math.sqrt(variance * (1 - seen / self.images)), freedom)
 
     def beaten(self, found: Difference) -> bool:
         """Say at a look whether the rival has won."""
@@ -301,8 +309,34 @@ def portions(
     return found
 
 
-@lru_cache(maxsize=256)
-def _quantile(rate: float, freedom: int) -> float:
-    from scipy.stats import t
+def _intercept(columns: Numbers, values: Numbers) -> tuple[float, float, float]:
+    """Fit values ``(n,)`` by least squares; return the first coefficient, its variance and freedom.
 
-    return float(t.isf(rate, freedom))
+    HC3: the variance is the sum of the squares of how far the coefficient moves as one observation
+    after the other is left out. Its freedom is Satterthwaite's, as of equal noise: of a quadratic
+    form M, trace(M)^2 / trace(M^2) (Imbens and Kolesar, Review of Economics and Statistics 98,
+    2016, section II.B).
+
+    Args:
+        columns: what is fitted, ``(n, k)``; dependent ones count once.
+        values: what is to be fitted.
+    """
+    left, scale, right = np.linalg.svd(columns, full_matrices=False)
+    kept = scale > scale[0] * len(columns) * np.finfo(np.float64).eps
+    left = left[:, kept]
+    weights = left @ (right[kept, 0] / scale[kept])
+    hats = (left * left).sum(1)
+    moves = weights / np.maximum(1 - hats, LEFT)
+    rest = values - left @ (left.T @ values)
+    squares = moves * moves
+    crossed = left.T @ (left * squares[:, None])
+    trace = squares @ (1 - hats)
+    spread = squares * squares @ (1 - 2 * hats) + np.sum(crossed * crossed)
+    variance = float(squares @ (rest * rest))
+    return float(weights @ values), variance, float(trace * trace / spread)
+
+
+def _quantile(rate: float, freedom: float) -> float:
+    from scipy.special import stdtrit
+
+    return -float(stdtrit(freedom, rate))

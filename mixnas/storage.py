@@ -37,6 +37,8 @@ def link(source: Path, target: Path) -> None:
 
     Files are never changed in place here (`write` renames), so what holds for one name holds for
     the other until it is written anew. Where the disk has no second names, the file is copied.
+    Of a symbolic link it is the file behind it that gets the second name: a relative one would
+    lead nowhere from another folder.
 
     Raises:
         StorageFull: if the disk is full.
@@ -45,7 +47,7 @@ def link(source: Path, target: Path) -> None:
     with guarded(target):
         try:
             temporary.unlink(missing_ok=True)
-            os.link(source, temporary)
+            os.link(source.resolve(), temporary)
             temporary.replace(target)
         except OSError as error:
             if error.errno not in (EXDEV, EPERM, EMLINK, EOPNOTSUPP):

@@ -1,5 +1,6 @@
 """Attribution: planted effects are found, what is dear is not sold as good, noise is not told."""
 
+import math
 from dataclasses import replace
 from random import Random
 
@@ -7,7 +8,8 @@ import numpy as np
 import pandas
 import pytest
 from finished_run import finished
-from sklearn.linear_model import Ridge
+from scipy import stats
+from sklearn.linear_model import Ridge, RidgeCV
 
 from mixnas import report
 from mixnas.asktell import Trial
@@ -16,6 +18,7 @@ from mixnas.cost.feasible import Feasible
 from mixnas.evaluate import Score
 from mixnas.jobs.attribution import ALL, attributed, base_rates, sentence
 from mixnas.jobs.effects import LEAST_PAIRS, Design, effects
+from mixnas.jobs.paired import holm
 from mixnas.report import ATTRIBUTION, attribution_png
 from mixnas.report.attribution import attribution_figure
 from mixnas.space import SearchSpace
@@ -130,15 +133,106 @@ def test_what_is_dear_is_not_sold_as_good():
     assert "xnorm helps" in naive["sentence"]  # without the covariate it would have been
 
 
+def views(design):
+    """The choices of blocks, of stages and of neighbours: names, counts, groups, what is beside."""
+    places, blocks = design.columns(lambda place, mixer: (*place, mixer))
+    yield places, blocks, [name[:2] for name in places], None
+    stages, counts = design.columns(lambda place, mixer: (place[0], mixer))
+    yield stages, counts, [name[0] for name in stages], None
+    pairs, counts = design.pairs()
+    if pairs:
+        yield pairs, counts, [name[0] for name in pairs], blocks
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_noise_is_seldom_told():
+@pytest.mark.parametrize("count", [40, 150])
+def test_noise_is_seldom_told(count):
+    """Where mixers do nothing, but costs and widths do, few runs tell any effect (stated: 5 %)."""
+
+    def loss(arch):
+        return -0.3 * np.log(width_cost(arch)) - 0.002 * sum(s.width for s in arch.stages)
+
+    told, rounds = [0, 0, 0], 20
+    for seed in range(rounds):
+        design = Design.of(trials(count, loss, seed=seed))
+        for view, (names, counts, groups, beside) in enumerate(views(design)):
+            rows = effects(design, names, counts, groups, beside=beside, draws=50, seed=seed)
+            chances = holm([effect.chance for effect in rows.values()])
+            told[view] += min(chances, default=1.0) < 0.05
+    assert max(told) <= rounds * 0.05 + 3 * math.sqrt(rounds * 0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_clear_effect_is_told_of_few_trials():
     told = 0
     for seed in range(10):
-        design = Design.of(trials(150, lambda _: 0.0, seed=seed))
+        design = Design.of(trials(60, lambda arch: -0.06 * blocks(arch, 8, "hilo"), seed=seed))
         names, counts = design.columns(lambda place, mixer: (place[0], mixer))
-        rows = effects(design, names, counts, [name[0] for name in names], draws=100, seed=seed)
-        told += any(15 * effect.chance < 0.05 for effect in rows.values())
+        rows = effects(design, names, counts, [name[0] for name in names], draws=50)
+        chances = dict(zip(rows, holm([effect.chance for effect in rows.values()]), strict=True))
+        told += chances[8, "hilo"] < 0.05 and rows[8, "hilo"].high < 0
+    assert told >= 8
+
+
+def test_errors_are_those_of_dealing_the_rest_out_anew():
+    """The judge deals: 2,000 permutations of what sklearn's ridge leaves without the stage."""
+    design = Design.of(trials(50, planted))
+    names, counts = design.columns(lambda place, mixer: (place[0], mixer))
+    groups = [name[0] for name in names]
+    rows = effects(design, names, counts, groups, draws=1)  # one draw of a bootstrap: no scatter
+    here = np.array([group == 8 for group in groups])
+    hat = design.costs @ np.linalg.pinv(design.costs)
+
+    def held(columns):
+        return columns - hat @ columns
+
+    def ridge(columns):
+        penalties = 10.0 ** np.arange(-1, 3.1, 0.5)
+        model = RidgeCV(penalties, fit_intercept=False).fit(held(columns), held(design.losses))
+        return Ridge(alpha=model.alpha_, fit_intercept=False)
+
+    others = np.hstack([counts[:, ~here], design.surroundings])
+    model = ridge(others)
+    keep = np.eye(50) - hat
+    keep -= model.fit(held(others), keep).predict(held(others))
+    rest = keep @ design.losses
+    freedom = np.trace(keep @ keep)
+    rng, scale = np.random.default_rng(0), math.sqrt(50 / freedom)
+    dealt = np.stack([rng.permutation(rest) * scale for _ in range(2000)], 1)
+    whole = np.hstack([counts, design.surroundings])
+    model = ridge(whole)
+
+    def told(columns):
+        found = model.fit(held(whole), held(columns)).coef_[..., : len(names)][..., here]
+        return found - found.mean(-1, keepdims=True)
+
+    scatter, tested = told(dealt).std(0), told(rest) / told(keep @ dealt).std(0)
+    for place, name in enumerate(n for n in names if n[0] == 8):
+        value, error = rows[name].value, (rows[name].high - rows[name].low) / 2
+        error /= stats.t.ppf(0.975, freedom)
+        assert error == pytest.approx(scatter[place], rel=0.07)
+        least = min(abs(value) / error, max(0.0, tested[place] * np.sign(value)))
+        assert stats.t.isf(rows[name].chance / 2, freedom) == pytest.approx(least, rel=0.07)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_what_each_of_two_does_is_not_told_of_the_pair():
+    """Shrinkage leaves a part of each mixer's own effect unexplained: no pair may inherit it."""
+    space = SPACE.only_mixers(("aff", "hilo", "xnorm"))
+
+    def loss(arch):
+        return -0.06 * sum(blocks(arch, stride, "hilo") for stride in SPACE.strides)
+
+    told = 0
+    for seed in range(15):
+        design = Design.of(trials(300, loss, seed=seed, space=space))
+        *_, (names, counts, groups, beside) = views(design)
+        rows = effects(design, names, counts, groups, beside=beside, draws=50)
+        told += min(holm([effect.chance for effect in rows.values()]), default=1.0) < 0.05
+        assert {len(name) for name in rows} <= {3}  # neighbours, as `views` tells them last
     assert told <= 3
 
 

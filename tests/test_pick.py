@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -14,10 +15,12 @@ from searched_run import problem, searched, trained
 
 import mixnas
 from mixnas.arch import Architecture
-from mixnas.cost.limit import Limit
+from mixnas.cost.feasible import Feasible
+from mixnas.cost.limit import Limit, parse_all
 from mixnas.errors import BudgetUnreachable, InvalidBudget, InvalidOption, RunConflict
 from mixnas.evaluate import Score
-from mixnas.jobs import reuse
+from mixnas.jobs import problem as problems
+from mixnas.jobs import reuse, stages
 from mixnas.jobs.pick import interval
 from mixnas.jobs.pick import pick as job
 from mixnas.jobs.picking import Ideas, Origin
@@ -27,6 +30,7 @@ from mixnas.jobs.settings import Silent, seconds, written
 from mixnas.jobs.stages import supernet
 from mixnas.run import Run
 from mixnas.storage import link
+from mixnas.train.recipe import Recipe
 
 LIMITS = st.builds(
     lambda cost, a, b: Limit(cost, min(a, b), max(a, b)),
@@ -227,6 +231,88 @@ def test_a_run_from_before_the_record_still_opens(root):
     assert job("source", "100KFLOPs", time="1s", runs=root)["trained_for"] == ["120KFLOPs"]
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_damaged_weights_answer_nothing(root, fresh):
+    """A file that can still be read, but is not what was trained."""
+    weights = root / "source" / reuse.WEIGHTS
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-4000] + bytes(4000))
+    if fresh:  # as if it had been damaged after the search for one that fits
+        with pytest.raises(RunConflict, match="missing or damaged; remove"):
+            reuse.rehearse(problem(root, "100KFLOPs"), Run.open(root / "source"), 1)
+    else:
+        with pytest.raises(RunConflict, match="missing or damaged; remove"):
+            job("source", "100KFLOPs", time="1s", runs=root)
+        assert not (root / "source" / "picks").exists()
+
+
+class Stopped(Silent):
+    """Interrupts a training after some steps."""
+
+    def __init__(self, steps):
+        self.left = steps
+
+    def advance(self, steps, **figures):
+        self.left -= steps
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+def half_trained(of, plan, steps):
+    """Train a part, and leave the run's state."""
+    with of.open_run() as run, pytest.raises(KeyboardInterrupt):
+        stages.train_supernet(of, plan, run, Stopped(steps))
+    return run.file(stages.STATE)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_training_goes_on_by_the_recipe_that_it_was_begun_by(tmp_path, monkeypatch, told):
+    """The same weights as without the stop, and the record says by which recipe."""
+
+    def usual(widest, steps, batch):
+        return Recipe(steps, batch)
+
+    today, plan = problems.suited, Plan(6, 0.3, 1, 1, 1, 0.1, 0.1, 1, 1)
+    monkeypatch.setattr(problems, "suited", usual)
+    whole, half = (problem(tmp_path, "120KFLOPs", name=name) for name in ("whole", "half"))
+    with whole.open_run() as run:
+        stages.train_supernet(whole, plan, run, Silent())
+    path = half_trained(half, plan, 3)
+    if not told:  # as states were before they told it
+        state = torch.load(path, weights_only=True)
+        del state["recipe"]
+        torch.save(state, path)
+    monkeypatch.setattr(problems, "suited", today)
+    assert half.recipe(6) != usual(32, 6, half.recipe(6).batch)
+    with half.open_run() as run:
+        stages.train_supernet(half, plan, run, Silent())
+        assert Recipe(**reuse.of(run).recipe) == usual(32, 6, half.recipe(6).batch)
+    was, now = (load_file(tmp_path / name / reuse.WEIGHTS) for name in ("whole", "half"))
+    assert was.keys() == now.keys()
+    assert all(torch.equal(was[key], now[key]) for key in was)
+
+
+@pytest.mark.parametrize("recipe", [{"steps": 6, "lesson": "other"}, {"other": 1}, 7])
+def test_a_state_with_a_damaged_recipe_is_refused(tmp_path, recipe):
+    of, plan = problem(tmp_path, "120KFLOPs"), Plan(6, 0.3, 1, 1, 1, 0.1, 0.1, 1, 1)
+    path = half_trained(of, plan, 2)
+    state = torch.load(path, weights_only=True)
+    torch.save(state | {"recipe": recipe}, path)
+    with of.open_run() as run, pytest.raises(RunConflict, match=r"supernet\.state\.pt is damaged"):
+        stages.train_supernet(of, plan, run, Silent())
+
+
+def test_of_a_relative_symbolic_link_the_file_behind_it_is_named_again(tmp_path):
+    folders = tmp_path / "one", tmp_path / "two"
+    for folder in folders:
+        folder.mkdir()
+    (folders[0] / "kept").write_bytes(b"weights")
+    (folders[0] / "name").symlink_to("kept")
+    link(folders[0] / "name", folders[1] / "name")
+    assert (folders[1] / "name").read_bytes() == b"weights"
+    assert not (folders[1] / "name").is_symlink()
+
+
 def test_a_second_name_of_a_file_lasts_when_the_first_is_written_anew(tmp_path):
     source, target = tmp_path / "one", tmp_path / "two"
     source.write_bytes(b"old")
@@ -247,13 +333,84 @@ def test_a_pick_keeps_the_budget_and_is_kept(root):
     assert mixnas.count_params(arch, classes=10) == found["costs"]["params"]
     assert found["interval"][0] < found["accuracy"] < found["interval"][1]
     assert found["images"] > 100
-    place = root / "source" / "picks" / "100KFLOPs.json"
+    picks = root / "source" / "picks"
+    place = picks / f"100KFLOPs.{arch.id}.json"
     assert place.read_text() == arch.to_json() + "\n"
     network = mixnas.build(arch, num_classes=10)
     network.load_state_dict(load_file(place.with_suffix(".safetensors")))
-    assert json.loads(place.with_suffix(".found.json").read_text()) == found
+    assert json.loads((picks / "100KFLOPs.found.json").read_text()) == found
+    weights = str(place.with_suffix(".safetensors"))
+    assert found["files"] == {"architecture": str(place), "weights": weights}
     assert found["candidates"]["known"] > 0
     assert found["next"].startswith(f"mixnas retrain {place} --init ")
+
+
+@pytest.mark.parametrize("moment", range(1, 4))
+def test_a_kill_inside_a_pick_leaves_no_weights_beside_another_architecture(
+    root, monkeypatch, moment
+):
+    """Stopped at each of its writes: what the found file names belongs together, or is not there.
+
+    The second pick finds another architecture, for the first one's trial has got a bad loss.
+    """
+    found = job("source", "120KFLOPs", time=0.001, runs=root)
+    log = root / "source" / "log.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    number = next(line["ask"] for line in lines if architecture_id(line) == found["id"])
+    told = [line | {"failed": "x"} if line.get("tell") == number else line for line in lines]
+    log.write_text("".join(json.dumps(line) + "\n" for line in told))
+    write, left = Run.write, iter(range(1, 9))
+
+    def killed(run, name, value):
+        if name.startswith("picks/") and next(left) == moment:
+            raise KeyboardInterrupt
+        return write(run, name, value)
+
+    monkeypatch.setattr(Run, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        job("source", "120KFLOPs", time=0.001, runs=root)
+    kept = json.loads((root / "source" / "picks" / "120KFLOPs.found.json").read_text())
+    assert kept == found
+    arch = Architecture.from_json(Path(kept["files"]["architecture"]).read_text())
+    assert arch.id == kept["id"]
+    mixnas.build(arch, num_classes=10).load_state_dict(load_file(kept["files"]["weights"]))
+
+
+def architecture_id(line):
+    """Return the id of the architecture that a line of a log asks about, None if it tells."""
+    return Architecture.from_dict(line["arch"]).id if "ask" in line else None
+
+
+def alone(root, outcome):
+    """Return a trial, and a budget that it alone keeps, after its outcome was made another."""
+    log = root / "source" / "log.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    of = problem(root, "120KFLOPs")
+    units = (("flops", "FLOPs"), ("params", "params"))
+    for ask in (line for line in lines if "ask" in line):
+        budget = ["{0}-{0}{1}".format(ask["costs"][cost], unit) for cost, unit in units]
+        if Feasible(of.space, parse_all(budget), of.tables).bounds()[1] == 1:
+            break
+    told = {"tell": ask["ask"], **outcome}
+    lines = [told if line.get("tell") == ask["ask"] else line for line in lines]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return ask, budget
+
+
+def test_what_a_race_stopped_can_be_picked_where_its_rival_is_outside(root):
+    part = {"accuracy": 0.5, "loss": 1.0, "images": 60, "loss_error": 0.1}
+    ask, budget = alone(root, part | {"beaten_by": "313c5712bfd0"})
+    found = job("source", budget, time="2s", runs=root)
+    assert found["id"] == architecture_id(ask)
+    assert found["origin"] == f"trial {ask['ask']} of log.jsonl, evaluated now"
+    assert found["candidates"] == {"known": 0, "evaluated": 1, "judged": 1}
+
+
+def test_where_nothing_can_be_judged_it_is_one_line(root, monkeypatch):
+    monkeypatch.setattr(Ideas, "batch", lambda *given: [])
+    _, budget = alone(root, {"failed": "loss is not finite"})
+    with pytest.raises(BudgetUnreachable, match="none was found to evaluate"):
+        job("source", budget, time="1s", runs=root)
 
 
 @pytest.mark.slow
@@ -334,7 +491,7 @@ def test_a_neighbour_of_a_neighbour_counts_its_steps(root):
     of = problem(root, "120KFLOPs")
     ideas = Ideas(of.space, of.feasible, [of.tables["flops"]], Random(0))
     best = [(Origin("trial 3 of log.jsonl", 1, now=True), of.feasible.least())]
-    origins = {idea.origin for idea in ideas.batch({}, best, 10_000)}
+    origins = {idea.origin for idea in ideas.batch({}, (), best, 10_000)}
     assert origins == {
         Origin("a feasible draw", 0, now=True),
         Origin("trial 3 of log.jsonl", 2, now=True),

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from random import Random
 
 import numpy as np
@@ -19,7 +19,7 @@ from mixnas.errors import InvalidOption, RunConflict
 from mixnas.evaluate import Score, SupernetEvaluator
 from mixnas.jobs.settings import Settings
 from mixnas.network import Network
-from mixnas.racing import BATCH, Race, RacingEvaluator, Rival, portions, run
+from mixnas.racing import BATCH, IMAGES_EACH, Race, RacingEvaluator, Rival, portions, run
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,11 @@ def test_a_look_is_a_paired_t_test_with_the_correction_for_a_finite_population()
     for shift in np.linspace(0, 0.3, 200):
         apart = rng.normal(shift, 1, race.looks[1])
         found = stats.ttest_1samp(apart, 0, alternative="greater")
-        statistic = found.statistic / math.sqrt(1 - len(apart) / IMAGES)
-        p = stats.t.sf(statistic, len(apart) - 1)
+        seen = len(apart)  # HC3 divides by one less than the t-test does
+        statistic = found.statistic * math.sqrt((1 - 1 / seen) / (1 - seen / IMAGES))
+        p = stats.t.sf(statistic, seen - 1)
         told = race.difference(torch.tensor(apart))
+        assert told.freedom == pytest.approx(seen - 1)
         assert race.beaten(told) == (p < race.rate / len(race.looks))
         assert told.value == pytest.approx(apart.mean())
 
@@ -68,23 +70,72 @@ def test_rarely_does_it_stop_one_that_is_no_worse():
 
 
 def test_witnesses_correct_as_a_regression_does():
-    """The value is what a fit foretells at the means over all images; the error is a t-test's."""
+    """The value is what a fit foretells at the means over all images; the error a jackknife's."""
     rng = np.random.default_rng(5)
-    beside = rng.gamma(1.0, 1.0, (200, 3)) - 0.8
-    apart = beside @ [0.5, -0.2, 0.1] + rng.normal(0.3, 1, 200)
+    beside = rng.gamma(1.0, 1.0, (120, 3)) - 0.8
+    apart = beside @ [0.5, -0.2, 0.1] + rng.normal(0.3, 1, 120) * beside[:, 0]
     found = Race(IMAGES).difference(torch.tensor(apart), torch.tensor(beside))
-    model = LinearRegression().fit(beside, apart)
-    assert found.value == pytest.approx(model.predict(np.zeros((1, 3)))[0])
-    assert found.freedom == 200 - 4
-    rest = apart - model.predict(beside)
-    middle, spread = beside.mean(0), np.cov(beside.T, bias=True) * 200
-    leverage = 1 / 200 + middle @ np.linalg.solve(spread, middle)
-    error = math.sqrt(rest @ rest / 196 * leverage * (1 - 200 / IMAGES))
+    value = LinearRegression().fit(beside, apart).intercept_
+    assert found.value == pytest.approx(value)
+    without = [
+        LinearRegression().fit(np.delete(beside, one, 0), np.delete(apart, one)).intercept_
+        for one in range(120)
+    ]
+    error = math.sqrt(np.sum(np.square(value - without)) * (1 - 120 / IMAGES))
     assert found.error == pytest.approx(error)
     twice = torch.tensor(np.hstack([beside, beside]))  # the same witness again says nothing new
     again = Race(IMAGES).difference(torch.tensor(apart), twice)
-    assert again.value == pytest.approx(found.value)
-    assert (again.error, again.freedom) == (pytest.approx(found.error), 196)
+    assert astuple(again) == pytest.approx(astuple(found))
+
+
+def test_the_freedom_is_that_of_the_quadratic_form():
+    """Matched with the moments that the variance has under equal noise, drawn many times."""
+    rng = np.random.default_rng(8)
+    beside = rng.gamma(0.3, 1.0, (40, 2))  # mostly near nought: few images carry the slopes
+    race = Race(10**9)
+    drawn = [
+        race.difference(torch.tensor(rng.normal(0, 1, 40)), torch.tensor(beside))
+        for _ in range(4000)
+    ]
+    variances = np.square([found.error for found in drawn])
+    matched = 2 * variances.mean() ** 2 / variances.var()
+    assert drawn[0].freedom == pytest.approx(matched, rel=0.1)
+    assert drawn[0].freedom < 30  # and fewer than the 37 of a fit with equal leverages
+
+
+def easy(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Most images are nearly nothing to any network; a few are hard, to each differently."""
+    hard = np.where(rng.random(IMAGES) < 0.05, rng.gamma(0.5, 4, IMAGES), 0.0)
+    hard += rng.gamma(0.3, 0.05, IMAGES) * (hard == 0)
+    return hard * rng.gamma(0.5, 2, (count, IMAGES)) + rng.gamma(0.3, 0.01, (count, IMAGES))
+
+
+def uneven(rng: np.random.Generator, count: int) -> np.ndarray:
+    """A few great losses that the networks share, and a few that each has for itself."""
+    shared = np.where(rng.random(IMAGES) < 0.15, rng.gamma(0.5, 4, IMAGES), 0.0)
+    own = rng.gamma(0.3, 0.3, (count, IMAGES))
+    return shared * rng.uniform(0.3, 1.7, (count, IMAGES)) + own
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("law", "most"), [(easy, 0.01), (uneven, 0.02)])
+def test_neighbours_with_rare_great_losses_are_seldom_stopped_wrongly(law, most):
+    """Of two that are equal on all the images a stop is wrong; stated: 1 %.
+
+    With the variance of equal noise 70 % and 25 % were stopped; by the law of `uneven`, the worst
+    found, it is still 1.7 %: a t-test's rate holds near, not exactly.
+    """
+    rng, race, rounds, stopped = np.random.default_rng(9), Race(IMAGES), 600, 0
+    for _ in range(rounds):
+        made = torch.from_numpy(law(rng, 14))
+        made -= made.mean(1, keepdim=True)
+        apart, beside = made[0] - made[1], made[1:].T
+        stopped += any(
+            race.beaten(race.difference(apart[:look], beside[:look, : look // IMAGES_EACH - 1]))
+            for look in race.looks
+        )
+    assert stopped <= rounds * most + 3 * math.sqrt(rounds * most)
 
 
 def alike(rng, count: int) -> list[Recorded]:

@@ -2,19 +2,23 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
+import pandas
 import pytest
 import searched_run
 import torch
 from searched_run import concluded, problem, searched, trained
 
 import mixnas
+from mixnas.cost.limit import parse_all
 from mixnas.errors import RunConflict
 from mixnas.evaluate import Answers
 from mixnas.jobs import front, front_answers, verdicts
-from mixnas.jobs.replay import differing
+from mixnas.jobs.replay import NEVER
 from mixnas.jobs.replay import replay as job
+from mixnas.jobs.replay_records import differing, ends, records, weights
 from mixnas.jobs.replayed import replayed
 from mixnas.report import winner_rows
 from mixnas.run import Run
@@ -237,7 +241,285 @@ def test_a_log_of_another_seed_asks_otherwise(root):
     change(root / "run" / "run.json", lambda made: made["settings"].update(seed=9))
     found = job("run", runs=root)
     assert found["asks"] == 0
-    assert any("the asks of log.jsonl: seed: was 0, now 9" in line for line in found["unreplayed"])
+    assert not found["same"]
+    assert found["differences"] == ["log.jsonl, header: seed: was 0, now 9; no ask was repeated"]
+
+
+def change_line(path, place, edit):
+    """Change the first line of a log that has something."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    edit(next(line for line in lines if place.items() <= line.items()))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("data", "elsewhere"), ("image", 64), ("classes", 11), ("space", "x"), ("labels", 9)],
+)
+def test_facts_that_are_not_what_was_asked_are_named(root, name, value):
+    """In the log and in all that was made of it, so that nothing else shows it."""
+    change_line(root / "run" / verdicts.LOG, {}, lambda line: line["facts"].update({name: value}))
+    run = Run.open(root / "run")
+    for file, data in replayed(run).products():
+        run.write(file, {**data, "seconds": {}} if file == "summary.json" else data)
+    (line,) = records(replayed(run))
+    assert line.startswith(f"run.json, {name}: ")
+    assert line.endswith(f"there, {value!r} by the log")
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "told"),
+    [
+        ("plan.json", lambda data: data.update(steps=5), "plan.json, steps: 5 there"),
+        ("plan.json", lambda data: data.update(lower=5), "plan.json, lower: 5 there"),
+        (
+            "supernet.json",
+            lambda data: data["limits"][0].update(high=7),
+            "supernet.json, limits, 0",
+        ),
+        (
+            "supernet.json",
+            lambda data: data.update(source="other"),
+            "supernet.json, source: 'other'",
+        ),
+        ("supernet.json", lambda data: data.update(recipe=7), "supernet.json: cannot be read"),
+    ],
+)
+def test_a_changed_record_is_named(root, file, edit, told):
+    change(root / "run" / file, edit)
+    (line,) = records(replayed(Run.open(root / "run")))
+    assert line.startswith(told)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["plan.json", "best.safetensors", "supernet.safetensors"],
+)
+def test_a_lost_file_is_named(root, name):
+    (root / "run" / name).unlink()
+    run = Run.open(root / "run")
+    assert [*records(replayed(run)), *weights(run)] == [f"{name}: is not there"]
+
+
+def test_what_was_lost_of_a_run_makes_its_replay_differ(root):
+    """All kinds at once, as the command tells them."""
+    change(root / "run" / "plan.json", lambda plan: plan.update(steps=5))
+    for name in ("attribution.json", "attribution.csv", "best.safetensors"):
+        (root / "run" / name).unlink()
+    shutil.copy(root / "run" / "log.jsonl", root / "run" / "log.2.jsonl")
+    found = job("run", runs=root)
+    assert not found["same"]
+    assert [line.partition(":")[0] for line in found["differences"]] == [
+        "log.2.jsonl",
+        "plan.json, steps",
+        "best.safetensors",
+        "attribution.json",
+        "attribution.csv",
+    ]
+
+
+def test_damaged_weights_and_a_lost_record_of_them_are_told(root):
+    file = root / "run" / "supernet.safetensors"
+    file.write_bytes(file.read_bytes()[:-9] + bytes(9))
+    told = ["supernet.safetensors: not the weights whose SHA-256 supernet.json has"]
+    assert job("run", runs=root)["differences"] == told
+    (root / "run" / "supernet.json").unlink()
+    found = job("run", runs=root)
+    assert found["same"]
+    assert any("supernet.json: is not there" in line for line in found["unreplayed"])
+
+
+def test_a_lost_predictor_is_a_difference(root):
+    """By it the asks are repeated: the run always keeps it."""
+    found = replayed(Run.open(root / "run"))
+    assert list(found.lost()) == []
+    measured = replace(found, limits=parse_all(["120KFLOPs", "20ms@cpu"]))
+    (line,) = measured.lost()
+    assert line.endswith("is not there, so no ask can be repeated")
+
+
+@pytest.fixture
+def forty(tmp_path):
+    """Return a run with trials enough for an attribution."""
+    of = problem(tmp_path, "120KFLOPs", trials=44)
+    with trained(of) as run:
+        concluded(of, run, searched(of, run))
+    return run
+
+
+def test_an_attribution_is_made_again_and_each_change_of_it_named(forty):
+    root = forty.path.parent
+    assert job("run", runs=root)["differences"] == []
+    path = forty.file("attribution.csv")
+    lines = path.read_text().splitlines()
+    assert len(lines) > 3
+    cells = lines[2].split(",")
+    cells[lines[0].split(",").index("effect")] = "-3.5"
+    path.write_text("\n".join([*lines[:2], ",".join(cells), *lines[3:]]) + "\n")
+    change(forty.file("attribution.json"), lambda told: told["stages"][0].update(low=-9.0))
+    differences = job("run", runs=root)["differences"]
+    assert [line.rpartition(":")[0] for line in differences] == [
+        "attribution.json, stages, 0, low",
+        "attribution.csv, line 3, effect",
+    ]
+    change(forty.file("run.json"), lambda made: made.update(git="0" * 40))
+    found = job("run", runs=root)
+    assert found["same"]
+    assert any(
+        line.startswith("attribution.json and attribution.csv: 2 figures differ, but another")
+        for line in found["unreplayed"]
+    )
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", verdicts.LOG])
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_torn_log_of_a_finished_stage_is_named(root, name, cut):
+    log = root / "run" / name
+    log.write_bytes(log.read_bytes()[:-1] if cut else log.read_bytes() + b'{"tell":3,"acc')
+    assert list(ends(replayed(Run.open(root / "run")))) == [f"{name}: its last line is torn"]
+
+
+def test_a_second_outcome_of_a_trial_is_refused_before_or_after_the_true_one(root):
+    log = root / "run" / "log.jsonl"
+    lines = log.read_text().splitlines()
+    place = next(i for i, line in enumerate(lines) if json.loads(line).get("tell") == 3)
+    false = json.dumps(json.loads(lines[place]) | {"loss": 0.001})
+    for at in (place, place + 1, len(lines)):
+        log.write_text("\n".join([*lines[:at], false, *lines[at:]]) + "\n")
+        with pytest.raises(RunConflict, match=r"line \d+: .*a second tell of 3"):
+            job("run", runs=root)
+
+
+@pytest.mark.parametrize(
+    ("place", "edit"),
+    [
+        ({"tell": 3}, {"loss": "x"}),
+        ({"tell": 3}, {"loss": float("nan")}),
+        ({"tell": 3}, {"accuracy": 1.7}),
+        ({"tell": 3}, {"accuracy": True}),
+        ({"tell": 3}, {"images": 18.5}),
+        ({"tell": 3}, {"loss_error": None}),
+        ({"tell": 9}, {"failed": 3}),
+        ({"ask": 3}, {"costs": {}}),
+        ({"ask": 3}, {"costs": {"flops": "x", "params": 3}}),
+        ({"ask": 3}, {"costs": None}),
+        ({"ask": 3}, {"arch": {}}),
+        ({"ask": 3}, {"genes": [0.5]}),
+        ({"ask": 3}, {"ask": "3"}),
+        ({"ask": 3}, {"ask": 2}),
+    ],
+)
+def test_a_line_that_mixnas_never_wrote_is_named_in_one_line(root, cli, place, edit):
+    log = root / "run" / "log.jsonl"
+    change_line(log, place, lambda line: line.update(edit))
+    code, _, err = cli("replay", "run", "--runs", root)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert f"search log {log}, line " in err
+
+
+def test_a_search_does_not_go_on_with_such_a_line_either(root):
+    change_line(root / "run" / "log.jsonl", {"tell": 3}, lambda line: line.update(loss="x"))
+    of = problem(root, "120KFLOPs", name="other")
+    with pytest.raises(RunConflict, match=r"line \d+: .*loss 'x': a number is needed"):
+        searched(of, Run.open(root / "run"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line.update(round="x"),
+        lambda line: line.update(finalists=None),
+        lambda line: line.update(finalists=[None]),
+        lambda line: line.update(finalists=[{}]),
+        lambda line: line["finalists"][0].update(number=999),
+        lambda line: line["finalists"][1]["rank"].update(loss="x"),
+        lambda line: line["finalists"][1].update(rank=3),
+        lambda line: line["finalists"][0].update(predicted=None),
+    ],
+)
+def test_damaged_finalists_are_one_line(root, cli, damage):
+    change_line(root / "run" / verdicts.LOG, {"round": 0}, damage)
+    code, _, err = cli("replay", "run", "--runs", root)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "finalists.jsonl" in err
+
+
+def test_a_log_without_its_finalists_is_named(root):
+    log = root / "run" / verdicts.LOG
+    change_line(log, {"round": 0}, lambda line: line.update(finalists=[]))
+    told = f"{verdicts.LOG}: has no finalists"
+    assert list(ends(replayed(Run.open(root / "run")))) == [told]
+
+
+def test_an_architecture_of_another_space_is_named(forty):
+    """And is no traceback where the attribution is made again."""
+
+    def edit(line):
+        line["arch"]["stages"][0]["blocks"][0]["mixer"] = "zz"
+
+    change_line(forty.file("log.jsonl"), {"ask": 3}, edit)
+    differences = job("run", runs=forty.path.parent)["differences"]
+    assert "trials.csv, trial 3 by the log: an architecture that the space does not hold" in (
+        differences
+    )
+
+
+def test_a_table_that_is_no_text_is_named(root):
+    path = root / "run" / "trials.csv"
+    path.write_bytes(b"\xff\xfe" + path.read_bytes())
+    assert job("run", runs=root)["differences"] == ["trials.csv: cannot be read"]
+
+
+def test_seconds_that_are_none_are_one_line(root, cli):
+    change(root / "run" / "stages.json", lambda told: told["training"].update(seconds="x"))
+    code, _, err = cli("replay", "run", "--runs", root)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "stages.json is damaged" in err
+
+
+def test_a_lost_outcome_is_named_in_its_own_row_alone(root):
+    """The column of images, which pandas writes otherwise where one is lacking, is the same."""
+    log = root / "run" / "log.jsonl"
+    lines = log.read_text().splitlines()
+    last = max(i for i, line in enumerate(lines) if "accuracy" in line)
+    log.write_text("\n".join([*lines[:last], *lines[last + 1 :]]) + "\n")
+    row = f"trials.csv, line {json.loads(lines[last])['tell'] + 2}, "
+    rows = [line for line in job("run", runs=root)["differences"] if line.startswith("trials.csv")]
+    assert rows
+    assert all(line.startswith(row) for line in rows)
+
+
+def test_a_run_from_before_beaten_trials_were_told_apart(root):
+    run, log = Run.open(root / "run"), root / "run" / "log.jsonl"
+    part = {"images": 60, "beaten_by": "313c5712bfd0"}
+    worst = max(
+        (trial for trial in replayed(run).trials if trial.score), key=lambda trial: trial.loss
+    )
+    change_line(log, {"tell": worst.number}, lambda line: line.update(part))
+    table = pandas.DataFrame(replayed(run).rows())
+    told = dict(replayed(run).products())
+    for name, data in told.items():
+        run.write(name, {**data, "seconds": {}} if name == "summary.json" else data)
+    run.write("trials.csv", table)
+    whole = job("run", runs=root)
+    change(root / "run" / "summary.json", lambda made: made["trials"].pop("beaten"))
+    change(root / "run" / "summary.json", lambda made: made["trials"].update(complete=24))
+    run.write("trials.csv", table.replace({"state": {"beaten": "complete"}}))
+    before = job("run", runs=root)
+    assert whole["differences"] == before["differences"]
+    assert not [line for line in before["differences"] if line.startswith(("trials", "summary"))]
+    assert any("before those that a race stopped" in line for line in before["unreplayed"])
+    assert not any("before those that a race stopped" in line for line in whole["unreplayed"])
+
+
+def test_what_is_never_compared_is_said(root, cli):
+    _, out, _ = cli("replay", "run", "--runs", root, "--quiet")
+    for what in ("best.safetensors", "supernet.csv", "seconds", "figures", "picks"):
+        assert any(what in line for line in NEVER)
+    assert out.count("not replayed: ") >= len(NEVER)
 
 
 def test_a_trial_over_the_budget_is_named(root):

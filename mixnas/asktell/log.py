@@ -2,17 +2,20 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mixnas.errors import RunConflict
+from mixnas.errors import InvalidSpace, RunConflict
 from mixnas.storage import Held, guarded
 
 Line = dict[str, Any]
 
 CURE = "mend that line, or put the file back from a copy of the run"
 """Of a damaged log that is only read."""
+ANEW = "mend it, or give another --name to search anew"
+"""Of one that a search goes on with."""
 
 
 class Log:
@@ -30,7 +33,7 @@ class Log:
         with guarded(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         self._file = Held(path, "search log")
-        self.lines, whole = parse(path, cure="mend it, or give another --name to search anew")
+        self.lines, whole = parse(path, cure=ANEW)
         os.ftruncate(self._file.handle, whole)
 
     def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -74,6 +77,27 @@ def parse(path: Path, *, cure: str = CURE) -> tuple[list[Line], int]:
                 f"search log {path}, line {number}: not a line that mixnas wrote; {cure}"
             ) from None
     return lines, whole
+
+
+@contextmanager
+def reading(path: Path, number: int, *, cure: str = CURE) -> Iterator[None]:
+    """Turn whatever a damaged line raises where it is read into an error that names the line.
+
+    Args:
+        path: the log.
+        number: of the line, from 1.
+        cure: what helps.
+
+    Raises:
+        RunConflict: says what is wrong with it.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, InvalidSpace) as error:
+        why = f"lacks {error}" if isinstance(error, KeyError) else error
+        raise RunConflict(
+            f"search log {path}, line {number}: not a line that mixnas wrote ({why}); {cure}"
+        ) from None
 
 
 def _compact(line: Mapping[str, Any]) -> str:

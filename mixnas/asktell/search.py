@@ -13,7 +13,7 @@ from mixnas.asktell import samplers
 from mixnas.asktell import trial as trials_module
 from mixnas.asktell.feasible_set import FeasibleSet
 from mixnas.asktell.genotype import Genotype
-from mixnas.asktell.log import Line, Log
+from mixnas.asktell.log import ANEW, Line, Log, reading
 from mixnas.asktell.trial import Candidate, Genes, Trial, ask_line, asked, outcome, tell_line
 from mixnas.errors import BudgetUnreachable, EvaluationFailed, InvalidOption, RunConflict
 from mixnas.evaluate import Failure, Score
@@ -189,15 +189,16 @@ class Search:
                 f"search log {self._log.path} is of another search: {'; '.join(differing)}; "
                 "give another --name, or the same settings to go on"
             )
-        for line in lines:
-            if "ask" in line:
-                trial = asked(line)
-                if trial.generation > self._generation:
+        for place, line in enumerate(lines, 2):
+            with reading(self._log.path, place, cure=ANEW):
+                read = asked(line) if "ask" in line else (self._trials[line["tell"]], outcome(line))
+            if isinstance(read, Trial):
+                if read.generation > self._generation:
                     self._close_generation()
-                self._record(trial)
+                self._record(read)
             else:
-                number = line["tell"]
-                self._trials[number] = self._trials[number].told(outcome(line))
+                trial, told = read
+                self._trials[trial.number] = trial.told(told)
         self._log.lines.clear()
 
     def _first_cost(self, arch: Architecture) -> int:

@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, Literal
 
 from mixnas.arch import Architecture
-from mixnas.asktell.log import parse
+from mixnas.asktell.log import parse, reading
 from mixnas.evaluate import Failure, Score
 from mixnas.racing import Rival
 
@@ -135,15 +136,35 @@ def read_trials(log: Path) -> list[Trial]:
     """Read a search's trials from its log alone, without joining in the search.
 
     Raises:
-        RunConflict: if a line cannot be read.
+        RunConflict: if a line cannot be read, or tells what has been told; it names the line.
     """
     trials: dict[int, Trial] = {}
-    for line in parse(log)[0][1:]:
-        if "ask" in line:
-            trials[line["ask"]] = asked(line)
-        else:
-            trials[line["tell"]] = trials[line["tell"]].told(outcome(line))
+    header, *lines = parse(log)[0] or [{}]
+    for number, line in enumerate(lines, 2):
+        with reading(log, number):
+            if "ask" in line:
+                _ask(trials, asked(line), header)
+            else:
+                _tell(trials, line["tell"], outcome(line))
     return list(trials.values())
+
+
+def _ask(trials: dict[int, Trial], trial: Trial, header: Mapping[str, Any]) -> None:
+    """Add a trial as it was asked."""
+    if trial.number in trials:
+        raise ValueError(f"a second ask of {trial.number}")
+    if trial.costs.keys() != set(header.get("costs", trial.costs)):
+        raise ValueError(f"costs {', '.join(trial.costs) or 'of nothing'}, not the header's")
+    trials[trial.number] = trial
+
+
+def _tell(trials: dict[int, Trial], number: int, outcome: Score | Failure) -> None:
+    """Add a trial's outcome."""
+    if number not in trials:
+        raise ValueError(f"tell {number!r}: was never asked")
+    if trials[number].state != "pending":
+        raise ValueError(f"a second tell of {number}")
+    trials[number] = trials[number].told(outcome)
 
 
 def ask_line(trial: Trial) -> dict[str, Any]:
@@ -159,14 +180,18 @@ def ask_line(trial: Trial) -> dict[str, Any]:
 
 
 def asked(line: Mapping[str, Any]) -> Trial:
-    """Read what `ask_line` wrote."""
+    """Read what `ask_line` wrote.
+
+    Raises:
+        KeyError, TypeError, ValueError, InvalidSpace: if it is something else.
+    """
     return Trial(
-        line["ask"],
+        _whole("ask", line["ask"]),
         Architecture.from_dict(line["arch"]),
-        line["costs"],
-        line["generation"],
-        line["origin"],
-        tuple(line["genes"]),
+        {name: _whole(f"costs.{name}", value) for name, value in line["costs"].items()},
+        _whole("generation", line["generation"]),
+        _text("origin", line["origin"]),
+        tuple(_whole("genes", gene) for gene in line["genes"]),
     )
 
 
@@ -185,11 +210,44 @@ def tell_line(number: int, outcome: Score | Failure) -> dict[str, Any]:
 
 
 def outcome(line: Mapping[str, Any]) -> Score | Failure:
-    """Read what `tell_line` wrote."""
+    """Read what `tell_line` wrote.
+
+    Raises:
+        KeyError, TypeError, ValueError: if it is something else.
+    """
     if "failed" in line:
-        return Failure(line["failed"])
-    figures = (line["accuracy"], line["loss"], line["images"], line["loss_error"])
-    return Score(*figures, line.get("beaten_by"))
+        return Failure(_text("failed", line["failed"]))
+    rival = line.get("beaten_by")
+    return Score(
+        _figure("accuracy", line["accuracy"], 0, 1),
+        _figure("loss", line["loss"], -inf),
+        _whole("images", line["images"]),
+        _figure("loss_error", line["loss_error"]),
+        None if rival is None else _text("beaten_by", rival),
+    )
+
+
+def _figure(name: str, value: Any, low: float = 0, high: float = inf) -> float:
+    """Return what is a finite number within bounds."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        raise TypeError(f"{name} {value!r}: a number is needed")
+    if not low <= value <= high:
+        raise ValueError(f"{name} {value!r}: outside {low} to {high}")
+    return value
+
+
+def _whole(name: str, value: Any) -> int:
+    """Return what is a whole number, 0 or more."""
+    if type(value) is not int or value < 0:
+        raise TypeError(f"{name} {value!r}: a whole number is needed")
+    return value
+
+
+def _text(name: str, value: Any) -> str:
+    """Return what is text."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} {value!r}: text is needed")
+    return value
 
 
 def _rank(trial: Trial) -> tuple[float, float, int]:

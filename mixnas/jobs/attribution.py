@@ -1,9 +1,10 @@
 """Which mixer helps where: what a search's evaluated trials say beside its winner.
 
 Three views, which need not agree. **Effects**: an additive regression of the loss on the choices,
-at equal cost (`mixnas.jobs.effects`). **Elite**: how often the best tenth of the trials chose a
-mixer, beside its base rate among all that is feasible. **Importance**: how much of the loss's
-variance each gene accounts for, by Optuna. All of it is by the supernet's weights.
+at equal cost, each tested against its place having none (`mixnas.jobs.effects`). **Elite**: how
+often the best tenth of the trials chose a mixer, beside its base rate among all that is feasible.
+**Importance**: how much of the loss's variance each gene accounts for, by Optuna. All of it is by
+the supernet's weights.
 """
 
 import math
@@ -31,7 +32,10 @@ LEAST = 40
 ELITE = 10
 """The elite is the best trial in so many, but at least `ELITE` trials."""
 SURE = 0.05
-"""Chance below which an effect is told apart from none, after Holm's correction."""
+"""Chance below which an effect is told apart from none, after Holm's correction.
+
+Stages, blocks and pairs are a table each, corrected by itself.
+"""
 DRAWS = 1000
 DEGENERATE = 1e-9
 """Width of a bootstrap's interval below which all of its draws were the same."""

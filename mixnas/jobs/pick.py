@@ -12,17 +12,17 @@ from typing import Any
 from safetensors.torch import save as save_tensors
 
 from mixnas.arch import Architecture
+from mixnas.asktell import read_trials
 from mixnas.cost.feasible import Feasible
 from mixnas.cost.limit import MEASURED, Limit, column, in_column, parse_all
 from mixnas.cost.memory import PeakMemory
-from mixnas.errors import InvalidBudget, InvalidOption, RunConflict
+from mixnas.errors import BudgetUnreachable, InvalidBudget, InvalidOption, RunConflict
 from mixnas.evaluate import Score, SupernetEvaluator, score
 from mixnas.jobs import reuse
 from mixnas.jobs.devices import ELSEWHERE, tabled
 from mixnas.jobs.found import describe
-from mixnas.jobs.picking import Ideas, Origin
+from mixnas.jobs.picking import Idea, Ideas, Origin
 from mixnas.jobs.problem import Problem, Table, reopen
-from mixnas.jobs.replayed import logged
 from mixnas.jobs.runs import command, job
 from mixnas.jobs.settings import Listener, Silent, seconds
 from mixnas.jobs.show import open_run
@@ -73,13 +73,19 @@ class Known:
     """What is known of architectures by the supernet's weights.
 
     Attributes:
-        losses: architecture and loss on the ranking images, by id; within the limits or not.
-        origins: where those within the limits come from, by id; only they can be picked.
+        losses: architecture and loss on the ranking images, by id; within the limits or not. They
+            teach the model.
+        whole: ids of those whose every image was judged; the others may be evaluated again, for a
+            race stopped them against a rival that may lie outside these limits.
+        origins: where those of `whole` within the limits come from, by id; only they can be picked.
+        stopped: those within the limits that a race stopped.
         evaluated: how many were evaluated now.
     """
 
     losses: dict[str, tuple[Architecture, float]] = field(default_factory=dict)
+    whole: set[str] = field(default_factory=set)
     origins: dict[str, Origin] = field(default_factory=dict)
+    stopped: list[Idea] = field(default_factory=list)
     evaluated: int = 0
 
     def best(self) -> list[tuple[Origin, Architecture]]:
@@ -118,7 +124,7 @@ def pick(
 
     Raises:
         InvalidBudget: if a limit reaches beyond what the supernet was trained for.
-        BudgetUnreachable: if no architecture keeps the limits.
+        BudgetUnreachable: if no architecture keeps the limits, or none that does can be judged.
         RunConflict: if there is no such run, its supernet is not trained yet, or its log is
             damaged.
     """
@@ -181,6 +187,11 @@ def _answer(asked: Asked, listener: Listener) -> dict[str, Any]:
     known = _learnt(asked)
     trials = len(known.origins)
     _explore(asked, known, problem.evaluator(network), listener)
+    if not known.origins:
+        raise BudgetUnreachable(
+            f"budget {' and '.join(map(str, asked.limits))}: run '{asked.run.name}' knows no "
+            "architecture within it, and none was found to evaluate; give a wider budget"
+        )
     judge = problem.evaluator(network, fresh=True)
     listener.stage("finalists", min(JUDGED, len(known.origins)))
     judged: list[tuple[float, Origin, Architecture, Score]] = []
@@ -201,12 +212,19 @@ def _learnt(asked: Asked) -> Known:
     """Return what the run's logs know: every loss for the model, those within for picking."""
     known = Known()
     for log in sorted(asked.run.path.glob("log*.jsonl")):
-        for trial in logged(log):
-            if trial.score is None or trial.arch.id in known.losses:
+        for trial in read_trials(log):
+            name, origin = trial.arch.id, f"trial {trial.number} of {log.name}"
+            if trial.score is None or name in known.whole:
                 continue
-            known.losses[trial.arch.id] = trial.arch, trial.score.loss
-            if trial.contends and trial.arch in asked.feasible:
-                known.origins[trial.arch.id] = Origin(f"trial {trial.number} of {log.name}")
+            known.losses[name] = trial.arch, trial.score.loss
+            if trial.contends:
+                known.whole.add(name)
+            if trial.arch not in asked.feasible:
+                continue
+            if trial.contends:
+                known.origins[name] = Origin(origin)
+            else:
+                known.stopped.append(Idea(trial.arch, Origin(origin, now=True)))
     return known
 
 
@@ -215,13 +233,15 @@ def _explore(asked: Asked, known: Known, evaluator: SupernetEvaluator, listener:
     problem = asked.problem
     rng = Random(f"{problem.settings.seed}/pick/{' and '.join(map(str, asked.limits))}")
     costs = [problem.tables["flops"], problem.tables["params"]]
-    ideas = Ideas(asked.feasible.space, asked.feasible, costs, rng)
+    ideas = Ideas(asked.feasible.space, asked.feasible, costs, rng, known.stopped)
     listener.stage("evaluations", EVALUATED)
     while known.evaluated < EVALUATED and not (known.origins and asked.over(SHARE)):
-        batch = ideas.batch(known.losses, known.best(), min(BATCH, EVALUATED - known.evaluated))
+        number = min(BATCH, EVALUATED - known.evaluated)
+        batch = ideas.batch(known.losses, known.whole, known.best(), number)
         for idea in batch:
             loss = evaluator(idea.arch).loss
             known.losses[idea.arch.id] = idea.arch, loss
+            known.whole.add(idea.arch.id)
             known.origins[idea.arch.id] = idea.origin
             known.evaluated += 1
             listener.advance(1, loss=loss)
@@ -235,11 +255,16 @@ def _explore(asked: Asked, known: Known, evaluator: SupernetEvaluator, listener:
 def _told(
     asked: Asked, judge: SupernetEvaluator, origin: Origin, arch: Architecture, ranked: Score
 ) -> dict[str, Any]:
-    """Report what is picked on the images that chose nothing, and keep its weights."""
+    """Report what is picked on the images that chose nothing, and keep its weights.
+
+    Architecture and weights have its id in their names: a kill leaves none beside another's.
+    """
     run, problem = asked.run, asked.problem
     network = judge.prepared(arch)
     reported = score(network, problem.data.batches("report", batch=256))
-    place, weights = _file(asked.limits, "json"), _file(asked.limits, "safetensors")
+    place, weights = (
+        _file(asked.limits, f"{arch.id}.{suffix}") for suffix in ("json", "safetensors")
+    )
     tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
     run.write(weights, save_tensors(tensors))
     run.write(place, arch.to_json() + "\n")

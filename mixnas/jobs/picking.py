@@ -8,7 +8,7 @@ trees reach 0.55, a Gaussian process 0.60.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
@@ -67,29 +67,37 @@ class Ideas:
         feasible: what is within the limits.
         costs: FLOPs and parameters.
         rng: of all draws.
+        stopped: within the limits, evaluated before, but not to the end.
     """
 
     def __init__(
-        self, space: SearchSpace, feasible: Feasible, costs: Sequence[Cost], rng: Random
+        self,
+        space: SearchSpace,
+        feasible: Feasible,
+        costs: Sequence[Cost],
+        rng: Random,
+        stopped: Sequence[Idea] = (),
     ) -> None:
         self.space, self.feasible, self.costs = space, feasible, costs
-        self._rng = rng
+        self._rng, self._stopped = rng, stopped
         self._genotype = Genotype(space)
 
     def batch(
         self,
         known: Mapping[str, tuple[Architecture, float]],
+        whole: Container[str],
         best: Sequence[tuple[Origin, Architecture]],
         number: int,
     ) -> list[Idea]:
-        """Return at most so many architectures whose losses are not known yet.
+        """Return at most so many architectures that have not been judged whole.
 
         Args:
-            known: architecture and loss by id, within the limits or not.
+            known: architecture and loss by id, within the limits or not, estimates included.
+            whole: ids of those whose losses are no estimates.
             best: origin and architecture of the best within them.
             number: how many to return.
         """
-        pool = {idea.arch.id: idea for idea in self._pool(best) if idea.arch.id not in known}
+        pool = {idea.arch.id: idea for idea in self._pool(best) if idea.arch.id not in whole}
         if len(known) < LEAST:
             return list(islice(pool.values(), number))
         ranked = self._ranked(list(known.values()), list(pool.values()))
@@ -103,6 +111,7 @@ class Ideas:
                 child = self._child(arch)
                 if child is not None:
                     yield Idea(child, Origin(origin.root, origin.steps + 1, now=True))
+        yield from self._stopped  # last: of an architecture proposed twice, this origin is kept
 
     def _child(self, arch: Architecture) -> Architecture | None:
         """Change a gene; put what leaves the limits back by as few further changes as can be."""

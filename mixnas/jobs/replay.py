@@ -1,10 +1,7 @@
 """``mixnas replay``: a run rebuilt from its logs alone, and every difference from its files."""
 
-import csv
-import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from io import StringIO
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +9,46 @@ import pandas
 
 from mixnas import report
 from mixnas.errors import RunConflict
-from mixnas.jobs import front, front_answers
-from mixnas.jobs.replayed import Replayed, asked_again, over_budget, replayed
+from mixnas.jobs import attribution, front, front_answers, reuse
+from mixnas.jobs.replay_records import (
+    attributed,
+    compared,
+    ends,
+    records,
+    same_version,
+    tabled,
+    weights,
+)
+from mixnas.jobs.replayed import Counted, Replayed, asked_again, over_budget, replayed
 from mixnas.jobs.reuse import plain
 from mixnas.jobs.runs import job
 from mixnas.jobs.settings import Listener, Silent
 from mixnas.jobs.show import open_run
-from mixnas.run import Run
+from mixnas.run import STAGES, Run
 
 FOLDER = "replay"
 TRIALS = "trials.csv"
-TOLERANCE = 1e-9
-"""Relative difference of two figures that another machine's rounding explains."""
-UNLOGGED = {"summary.json": ("seconds",)}
+SUMMARY = "summary.json"
+UNLOGGED = {SUMMARY: ("seconds",)}
 """What a file holds that no log does."""
 FOLLOWING = (
     "front.json",
     front.FILE,
-    *(f"summary.json, {part}" for part in ("front", "supernet", "trials", "racing")),
+    attribution.FILE,
+    attribution.TABLE,
+    *(f"{SUMMARY}, {part}" for part in ("front", "supernet", "trials", "racing")),
 )
 """What is made of the trials and of the fronts' answers, and differs where these do."""
 NEVER = (
-    "best.safetensors and supernet.safetensors: weights are in no log",
-    "figures and report.html: drawn again in replay/, not compared",
+    "best.safetensors: its weights are in no log; supernet.safetensors: compared with the SHA-256 "
+    "in supernet.json alone",
+    "supernet.csv, seconds in stages.json and summary.json, and what plan.json measured: in no log",
+    "supernet.json beyond limits, parameters, steps and source, run.json beyond what the logs' "
+    "headers and facts have (so not epochs, time, batch, device and versions): in no log",
+    "figures and report.html: drawn again in replay/ (without attribution), not compared",
+    "folders of other commands, such as audit, compare and picks: not looked at",
 )
+"""What no replay compares, in words."""
 
 
 def replay(
@@ -66,22 +79,23 @@ def replay(
     if job(known) != "search":
         raise RunConflict(f"run '{known.name}' is no search and has no log; give a search")
     with Run.open(known.path, lock=True) as kept:
-        found = replayed(kept)
+        found, spent = replayed(kept), _spent(kept)
         products = {name: plain(data) for name, data in found.products()}
-        differing = [line for turn in found.turns for line in over_budget(turn)]
-        differing += found.unanswered()
-        differing += _trials(kept, found.rows())
-        compared = [line for name in products for line in _compared(kept, name, products[name])]
-        following = [line for line in compared if _follows(line)] if _causes(differing) else []
-        differing += [line for line in compared if line not in following]
-        same, asked, unasked = asked_again(found, listener)
-        files = _write(kept, found, products)
+        counted = None if any(found.lost()) else found.counted(listener)
+        rows, wanted = _as_written(kept, found.rows(), products)
+        strange, unsaid = _attributed(found, counted)
+        differing = [*_kept(found), *tabled(kept, TRIALS, rows, {"images"}, "trials")]
+        more = [*_compared(kept, wanted), *strange]
+        following = [line for line in more if _follows(line)] if _causes(differing) else []
+        differing += [line for line in more if line not in following]
+        same, asked = asked_again(found, counted, listener) if counted else (0, [])
+        files = _write(kept, found, products, spent)
         return {
             "run": kept.name,
             "same": not (differing or asked),
             "differences": [*differing, *asked],
             "following": following,
-            "unreplayed": [*_lacking(found, products), *unasked, *NEVER],
+            "unreplayed": [*_lacking(found, products), *unsaid, *NEVER],
             "trials": len(found.trials),
             "complete": sum(trial.state == "complete" for trial in found.trials),
             "asks": same,
@@ -96,11 +110,37 @@ def _lacking(found: Replayed, products: Mapping[str, Any]) -> Iterator[str]:
     if found.facts is None:
         before = "the finalists are in no log (the run is of before they were logged)"
         reason = before if found.run.done("finalists") else "the run has no winner yet"
-        yield f"winner and summary: {reason}"
+        yield f"winner, summary and attribution: {reason}"
     elif found.winner is None:
         yield "winner and summary: the run has no finalists yet"
     elif front.FILE not in products:
         yield f"{front.FILE}: the front's answers are in no log"
+    if found.facts is not None and not found.run.file(reuse.RECORD).is_file():
+        why = "is not there: lost, or the run was made before it was kept"
+        yield f"{reuse.RECORD}: {why}; the supernet's weights are not compared"
+    if _before_beaten(found.run):
+        yield (
+            f"{SUMMARY}, trials: made before those that a race stopped were told apart; they "
+            "count as complete, as they did"
+        )
+
+
+def _kept(found: Replayed) -> list[str]:
+    """Return the differences in what a run keeps beside what is made of its logs."""
+    return [
+        *(line for turn in found.turns for line in over_budget(turn)),
+        *found.unanswered(),
+        *found.lost(),
+        *ends(found),
+        *records(found),
+        *weights(found.run),
+    ]
+
+
+def _compared(run: Run, products: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the differences between a run's files and what its logs make of them."""
+    for name, data in products.items():
+        yield from compared(run, name, data, UNLOGGED.get(name, ()))
 
 
 def _causes(differing: Sequence[str]) -> bool:
@@ -113,75 +153,64 @@ def _follows(line: str) -> bool:
     return line.startswith(tuple(f"{place}, " for place in FOLLOWING))
 
 
-def _trials(run: Run, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the differences between ``trials.csv`` and the trials, cell by cell."""
-    if not run.file(TRIALS).is_file():
-        if run.done("finalists"):
-            yield f"{TRIALS}: is not there"
-        return
-    text = run.file(TRIALS).read_text(encoding="utf-8")
-    reader = csv.DictReader(StringIO(text))
-    was = [(reader.line_num, row) for row in reader]
-    if was and not text.endswith("\n"):
-        yield f"{TRIALS}, line {was.pop()[0]}: is torn"
-    now = list(csv.DictReader(StringIO(pandas.DataFrame(list(rows)).to_csv(index=False))))
-    if len(was) != len(now):
-        yield f"{TRIALS}: {len(was)} rows, {len(now)} trials in the log"
-    for (line, old), new in zip(was, now, strict=False):
-        for name in dict.fromkeys([*old, *new]):
-            if (old.get(name) or "") != (new.get(name) or ""):
-                told = f"{old.get(name) or 'nothing'} there, {new.get(name) or 'nothing'}"
-                yield f"{TRIALS}, line {line}, {name}: {told} by the log"
-
-
-def _compared(run: Run, name: str, data: Any) -> Iterator[str]:
-    """Yield the differences between one of the run's files and what the logs make of it."""
-    if not run.file(name).is_file():
-        if run.done("finalists"):
-            yield f"{name}: is not there"
-        return
+def _before_beaten(run: Run) -> bool:
+    """Say whether a run is of before its summary told how many trials a race had stopped."""
     try:
-        was = run.read(name)
-    except RunConflict:
-        yield f"{name}: cannot be read"
-        return
-    out = UNLOGGED.get(name, ())
-    if isinstance(was, Mapping):
-        was = {key: value for key, value in was.items() if key not in out}
-        data = {key: value for key, value in data.items() if key not in out}
-    yield from differing(name, was, data)
+        told = run.read(SUMMARY)["trials"]
+        return "complete" in told and "beaten" not in told
+    except (RunConflict, LookupError, TypeError):
+        return False
 
 
-_ABSENT = object()
+def _as_written(
+    run: Run, rows: Sequence[Mapping[str, Any]], products: Mapping[str, Any]
+) -> tuple[pandas.DataFrame, Mapping[str, Any]]:
+    """Return trials and products as they were written: of a run of before, beaten is complete."""
+    table = pandas.DataFrame(list(rows))
+    if not _before_beaten(run) or SUMMARY not in products:
+        return table, products
+    counts = dict(products[SUMMARY]["trials"])
+    counts["complete"] += counts.pop("beaten")
+    told = {**products[SUMMARY], "trials": counts}
+    return table.replace({"state": {"beaten": "complete"}}), {**products, SUMMARY: told}
 
 
-def differing(where: str, was: Any, now: Any) -> Iterator[str]:
-    """Yield every difference between plain data, with its place; rounding is none."""
-    if isinstance(was, Mapping) and isinstance(now, Mapping):
-        for key in dict.fromkeys([*was, *now]):
-            place = f"{where}, {key}"
-            yield from differing(place, was.get(key, _ABSENT), now.get(key, _ABSENT))
-    elif isinstance(was, list) and isinstance(now, list):
-        for index, (old, new) in enumerate(zip_longest(was, now, fillvalue=_ABSENT)):
-            yield from differing(f"{where}, {index}", old, new)
-    elif not _alike(was, now):
-        yield f"{where}: {_shown(was)} there, {_shown(now)} by the log"
+def _attributed(found: Replayed, counted: Counted | None) -> tuple[list[str], list[str]]:
+    """Compare the attribution; return its differences, and what cannot be said of it and why.
+
+    Its statistics may have been others in another version of mixnas.
+    """
+    if found.winner is None or counted is None:
+        return [], []
+    strangers = [trial for trial in found.trials if trial.arch not in counted.space]
+    if strangers:
+        told = "an architecture that the space does not hold"
+        return [f"{TRIALS}, trial {one.number} by the log: {told}" for one in strangers], []
+    lines = list(attributed(found, counted))
+    gone = [line for line in lines if line.endswith(("is not there", "cannot be read"))]
+    rest = [line for line in lines if line not in gone]
+    if not rest or same_version(found.run):
+        return lines, []
+    files = " and ".join(dict.fromkeys(re.split("[,:]", line)[0] for line in rest))
+    told = f"{files}: {len(rest)} figures differ, but another version of mixnas made the run, whose"
+    return gone, [f"{told} statistics may have been others"]
 
 
-def _alike(was: Any, now: Any) -> bool:
-    figures = [isinstance(one, int | float) and not isinstance(one, bool) for one in (was, now)]
-    if all(figures):
-        both = math.isnan(was) and math.isnan(now)
-        return both or math.isclose(was, now, rel_tol=TOLERANCE, abs_tol=1e-15)
-    return bool(was == now) and type(was) is type(now)
+def _spent(run: Run) -> dict[str, float]:
+    """Return the seconds that each stage took.
+
+    Raises:
+        RunConflict: if the file of the stages is damaged.
+    """
+    spent = {stage: facts.get("seconds", 0.0) for stage, facts in run.stages.items()}
+    if not all(type(value) in (int, float) for value in spent.values()):
+        raise run.broken(STAGES)
+    return spent
 
 
-def _shown(value: Any) -> str:
-    text = "nothing" if value is _ABSENT else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _write(run: Run, found: Replayed, products: Mapping[str, Any]) -> dict[str, str]:
+def _write(
+    run: Run, found: Replayed, products: Mapping[str, Any], spent: Mapping[str, float]
+) -> dict[str, str]:
     """Write what was rebuilt, and the report of it, into a folder of its own."""
     rebuilt = Run(run.file(FOLDER), run.made)
     rebuilt.write(TRIALS, pandas.DataFrame(found.rows()))
@@ -190,7 +219,6 @@ def _write(run: Run, found: Replayed, products: Mapping[str, Any]) -> dict[str, 
         if name != "summary.json":
             rebuilt.write(name, data)
     if "summary.json" in products:
-        spent = {stage: facts.get("seconds", 0.0) for stage, facts in run.stages.items()}
         seconds = {"seconds": {**spent, "total": sum(spent.values())}}
         rebuilt.write("summary.json", products["summary.json"] | seconds)
         report.figures(rebuilt)

@@ -25,7 +25,7 @@ from mixnas.jobs.finalists import ROUNDS, further_trials
 from mixnas.jobs.found import Facts, closing, named, point, row, summary
 from mixnas.jobs.problem import Table, cost_tables
 from mixnas.jobs.settings import Listener, Settings
-from mixnas.jobs.stages import log_of
+from mixnas.jobs.stages import log_of, stage_of
 from mixnas.jobs.whole import excess, tightened
 from mixnas.racing import RATE
 from mixnas.run import SETTINGS, Run, differences
@@ -50,6 +50,24 @@ class Turn:
     limits: tuple[Limit, ...]
     trials: list[Trial]
     log: Path
+
+    @property
+    def stage(self) -> str:
+        """The name under which it is marked as done."""
+        return stage_of(self.number)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Costs counted anew, so that a difference in the counting shows.
+
+    Attributes:
+        space: narrowed to the choices that some feasible architecture uses.
+        tables: cost by name.
+    """
+
+    space: SearchSpace
+    tables: Mapping[str, Table]
 
 
 @dataclass(frozen=True)
@@ -84,6 +102,26 @@ class Replayed:
     def measured(self) -> set[str]:
         """The limited costs that are measured."""
         return {limit.cost for limit in self.limits if limit.kind in MEASURED}
+
+    def lost(self) -> Iterator[str]:
+        """Yield the predictors that are not there, without which nothing can be asked again."""
+        for cost in sorted(self.measured):
+            if not self.run.file(file_of(cost)).is_file():
+                yield f"{file_of(cost)}: is not there, so no ask can be repeated"
+
+    def counted(self, listener: Listener) -> Counted:
+        """Count the costs anew.
+
+        Raises:
+            RunConflict: if the file with a predictor is missing or damaged.
+        """
+        tables: dict[str, Table] = cost_tables(self.full, self.limits, listener)
+        for cost in sorted(self.measured):
+            try:
+                tables[cost] = Predictor.from_dict(self.run.read(file_of(cost))["predictor"])
+            except (LookupError, TypeError, ValueError, AttributeError):
+                raise self.run.broken(file_of(cost)) from None
+        return Counted(self.full.keep(Feasible(self.full, self.limits, tables).useful()), tables)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the lines of ``trials.csv``."""
@@ -161,11 +199,18 @@ def replayed(run: Run) -> Replayed:
         full = SearchSpace.from_dict(run.settings["inlined"])
     except (KeyError, TypeError):
         raise RunConflict(f"run {run.path}: {SETTINGS} lacks what a search keeps there") from None
-    if not run.file(log_of(0)).is_file():
+    if not parse(run.file(log_of(0)))[0]:
         raise RunConflict(f"run '{run.name}' has no log yet: its search has not begun")
     limits = parse_all(settings.budget)
     facts, finalists = verdicts.read(run) or (None, [])
-    turns, trials, last = _turns(run, limits, finalists)
+    try:
+        turns, trials, last = _turns(run, limits, finalists)
+    except (LookupError, TypeError):  # a finalist without its round, or what it took
+        raise RunConflict(
+            f"{run.file(verdicts.LOG)}: not the log that mixnas wrote; put the file back from a "
+            "copy of the run"
+        ) from None
+    verdicts.check(run, finalists, (trial.number for trial in trials))
     measured = {limit.cost for limit in limits if limit.kind in MEASURED}
     winner = min(
         finalists,
@@ -187,8 +232,8 @@ def _turns(
     last = limits
     for number in range(ROUNDS):
         log = run.file(log_of(number))
-        if log.is_file():
-            turns.append(Turn(number, last, logged(log), log))
+        if parse(log)[0]:
+            turns.append(Turn(number, last, read_trials(log), log))
             known = {trial.arch.id for trial in trials}
             fresh = [trial for trial in turns[-1].trials if trial.arch.id not in known]
             trials += [replace(t, number=len(trials) + place) for place, t in enumerate(fresh)]
@@ -200,68 +245,39 @@ def _turns(
     return turns, trials, last
 
 
-def logged(log: Path) -> list[Trial]:
-    """Return the trials of a log.
-
-    Raises:
-        RunConflict: if it is not what mixnas wrote.
-    """
-    try:
-        return read_trials(log)
-    except (LookupError, TypeError):
-        raise RunConflict(
-            f"{log}: not the log that mixnas wrote; put the file back from a copy of the run"
-        ) from None
-
-
 def over_budget(turn: Turn) -> Iterator[str]:
     """Yield the trials of a round whose logged costs break one of its limits."""
     for trial in turn.trials:
         for limit in turn.limits:
-            value = trial.costs[limit.cost]
-            if limit.excess(value) > 0:
-                where = f"{turn.log.name}, ask {trial.number}"
+            value = trial.costs.get(limit.cost)
+            where = f"{turn.log.name}, ask {trial.number}"
+            if value is None:
+                yield f"{where}: tells no {limit.cost}, which {limit} limits"
+            elif limit.excess(value) > 0:
                 yield f"{where}: {limit.cost} {value} is outside {limit}"
 
 
-def asked_again(found: Replayed, listener: Listener) -> tuple[int, list[str], list[str]]:
+def asked_again(found: Replayed, counted: Counted, listener: Listener) -> tuple[int, list[str]]:
     """Ask the sampler again, told what the logs tell.
 
-    Costs are counted anew, so a difference in the counting shows as well.
-
     Returns:
-        How many asks are the same; the first ask of each log that would differ, in words; what
-        could not be asked again, and why.
+        How many asks are the same; of each log whose header is of another search, what differs
+        there, of each other one the first ask that would differ, in words.
     """
-    limits, full = found.limits, found.full
-    tables: dict[str, Table] = cost_tables(full, limits, listener)
-    for cost in sorted(found.measured):
-        if not found.run.file(file_of(cost)).is_file():
-            return 0, [], [f"the asks: {file_of(cost)} is not there, by which {cost} is predicted"]
-        tables[cost] = Predictor.from_dict(found.run.read(file_of(cost))["predictor"])
-    space = full.keep(Feasible(full, limits, tables).useful())
     listener.stage("asks", sum(len(turn.trials) for turn in found.turns))
     same = 0
     differing: list[str] = []
-    unasked: list[str] = []
     for turn in found.turns:
-        number, difference, obstacle = _ask(found, turn, space, tables, listener)
+        number, difference = _ask(found, turn, counted, listener)
         same += number
         differing += filter(None, [difference])
-        unasked += filter(None, [obstacle])
     listener.end()
-    return same, differing, unasked
+    return same, differing
 
 
-def _ask(
-    found: Replayed,
-    turn: Turn,
-    space: SearchSpace,
-    tables: Mapping[str, Table],
-    listener: Listener,
-) -> tuple[int, str, str]:
-    """Ask a round again; return how many asks agree, the first that does not, or an obstacle."""
-    settings = found.settings
+def _ask(found: Replayed, turn: Turn, counted: Counted, listener: Listener) -> tuple[int, str]:
+    """Ask a round again; return how many asks agree, and what does not, in words."""
+    settings, space, tables = found.settings, counted.space, counted.tables
     with TemporaryDirectory() as folder:
         search = Search(
             space,
@@ -278,8 +294,8 @@ def _ask(
             (header,), _ = parse(Path(folder) / "log.jsonl")
             was = parse(turn.log)[0][0]
             if differing := differences(was, header):
-                return 0, "", f"the asks of {turn.log.name}: {'; '.join(differing)}"
-            return (*_compare(search, turn, listener), "")
+                return 0, f"{turn.log.name}, header: {'; '.join(differing)}; no ask was repeated"
+            return _compare(search, turn, listener)
         finally:
             search.close()
 

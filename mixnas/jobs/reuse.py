@@ -29,6 +29,7 @@ from mixnas.run import Run
 from mixnas.run import runs as runs_in
 from mixnas.space import SearchSpace
 from mixnas.storage import link
+from mixnas.train.recipe import Recipe
 
 RECORD = "supernet.json"
 WEIGHTS = "supernet.safetensors"
@@ -103,9 +104,17 @@ def of(run: Run) -> Trained | None:
 
 
 def keep(
-    problem: Problem, run: Run, *, steps: int, epochs: float, params: int, data: bytes
+    problem: Problem, run: Run, *, recipe: Recipe, epochs: float, params: int, data: bytes
 ) -> None:
     """Write a run's record of the supernet that it has trained, and its weights.
+
+    Args:
+        problem: that it was trained for.
+        run: that trained it.
+        recipe: by which it was trained: not that of today, if it was begun under another.
+        epochs: passes over the training images.
+        params: how many it has.
+        data: the file of its weights.
 
     Raises:
         StorageFull: if the disk is full.
@@ -114,11 +123,11 @@ def keep(
     trained = Trained(
         space=problem.space,
         limits=problem.limits,
-        recipe=asdict(problem.recipe(steps)),
+        recipe=asdict(recipe),
         epochs=epochs,
         params=params,
         device=problem.device.type,
-        weights=hashlib.sha256(data).hexdigest(),
+        weights=digest(data),
     )
     run.write(RECORD, trained.to_dict())
 
@@ -225,19 +234,33 @@ def _whole(run: Run, trained: Trained) -> bool:
         data = run.file(WEIGHTS).read_bytes()
     except OSError:
         return False
-    return hashlib.sha256(data).hexdigest() == trained.weights
+    return digest(data) == trained.weights
 
 
-def load(run: Run, space: SearchSpace, classes: int) -> Network:
+def digest(data: bytes) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def load(run: Run, space: SearchSpace, classes: int, *, weights: str | None) -> Network:
     """Read a run's supernet, on the CPU.
+
+    Args:
+        run: that has it.
+        space: that it holds.
+        classes: of its data.
+        weights: SHA-256 of its file, as the run's record has it; None for a run without a record.
 
     Raises:
         RunConflict: if its file is missing or damaged.
     """
     network = Network(space, classes)
     try:
-        network.load_state_dict(load_tensors(run.file(WEIGHTS).read_bytes()))
-    except (OSError, RuntimeError, SafetensorError):
+        data = run.file(WEIGHTS).read_bytes()
+        if weights not in (None, digest(data)):
+            raise ValueError("not the weights that were trained")
+        network.load_state_dict(load_tensors(data))
+    except (OSError, RuntimeError, SafetensorError, ValueError):
         raise RunConflict(
             f"{run.file(WEIGHTS)} is missing or damaged; remove {run.file('stages.json')} and "
             "repeat the command that made the run: the supernet is trained again"
@@ -249,13 +272,14 @@ def rehearse(problem: Problem, source: Run, workers: int) -> Plan:
     """Plan a search by another run's supernet: an evaluation is timed, nothing is trained.
 
     Raises:
-        RunConflict: if that run has no supernet.
+        RunConflict: if that run has no supernet, or its weights are missing or damaged.
     """
     trained = of(source)
     if trained is None:
         raise RunConflict(f"run '{source.name}' has no supernet to take over")
     lower, upper = problem.feasible.bounds()
-    network = load(source, trained.space, len(problem.data.labels))
+    classes = len(problem.data.labels)
+    network = load(source, trained.space, classes, weights=trained.weights)
     return Plan(
         steps=trained.steps,
         epochs=trained.epochs,

@@ -3,9 +3,8 @@
 import io
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from pickle import UnpicklingError
 from typing import Any
 
 import pandas
@@ -17,6 +16,7 @@ from mixnas import cluster
 from mixnas.asktell import Search, Trial
 from mixnas.cost.feasible import Feasible
 from mixnas.cost.limit import Limit
+from mixnas.errors import InvalidOption
 from mixnas.evaluate import SupernetEvaluator
 from mixnas.jobs import reuse
 from mixnas.jobs.problem import Plan, Problem
@@ -26,7 +26,9 @@ from mixnas.network import Network
 from mixnas.racing import RATE, RacingEvaluator
 from mixnas.run import Run
 from mixnas.space import SearchSpace
-from mixnas.train.optimise import StepResult
+from mixnas.storage import UNREADABLE
+from mixnas.train.optimise import State, StepResult
+from mixnas.train.recipe import Recipe
 from mixnas.train.supernet import SupernetTrainer, weights
 
 STATE = "supernet.state.pt"
@@ -40,6 +42,8 @@ MOST_LOADERS = 4
 def train_supernet(problem: Problem, plan: Plan, run: Run, listener: Listener) -> None:
     """Train the supernet, or go on at its last checkpoint, and keep its averaged weights.
 
+    What was begun by one recipe goes on by it, whatever the recipe of today is.
+
     Raises:
         TrainingDiverged: if its loss became and stayed non-finite or exploded.
         StorageFull: if a checkpoint cannot be written.
@@ -47,8 +51,10 @@ def train_supernet(problem: Problem, plan: Plan, run: Run, listener: Listener) -
     if run.done("training"):
         return
     began = time.perf_counter()
-    trainer = problem.trainer(problem.recipe(plan.steps))
-    keeper = _Keeper(trainer, run)
+    state = _kept(run, problem.device)
+    recipe = problem.recipe(plan.steps) if state is None else _begun_by(state, problem, plan, run)
+    trainer = problem.trainer(recipe)
+    keeper = _Keeper(trainer, run, state)
     listener.stage("training", plan.steps, trainer.step)
     if trainer.step:
         listener.note(f"training goes on at step {trainer.step} of {plan.steps}")
@@ -72,32 +78,52 @@ def train_supernet(problem: Problem, plan: Plan, run: Run, listener: Listener) -
         raise
     keeper.keep()
     data = save_tensors(weights(trainer))
-    reuse.keep(problem, run, steps=plan.steps, epochs=plan.epochs, params=plan.params, data=data)
+    reuse.keep(
+        problem, run, recipe=trainer.recipe, epochs=plan.epochs, params=plan.params, data=data
+    )
     run.mark("training", seconds=keeper.seconds(began), drawn=dict(sorted(trainer.tally.items())))
     run.file(STATE).unlink(missing_ok=True)
     listener.end()
 
 
+def _kept(run: Run, device: torch.device) -> State | None:
+    """Read the state that a run keeps of a training begun; None if it keeps none."""
+    if not run.file(STATE).exists():
+        return None
+    try:
+        return dict(torch.load(run.file(STATE), map_location=device, weights_only=True))
+    except UNREADABLE:
+        raise run.broken(STATE) from None
+
+
+def _begun_by(state: State, problem: Problem, plan: Plan, run: Run) -> Recipe:
+    """Return the recipe that a training was begun by; before states told it, there was but one."""
+    if "recipe" not in state:
+        return Recipe(plan.steps, problem.recipe(plan.steps).batch)
+    try:
+        return Recipe(**state["recipe"])
+    except (TypeError, InvalidOption):
+        raise run.broken(STATE) from None
+
+
 class _Keeper:
     """Keeps a training's state and its curve in the run, now and then."""
 
-    def __init__(self, trainer: SupernetTrainer, run: Run) -> None:
+    def __init__(self, trainer: SupernetTrainer, run: Run, state: State | None) -> None:
         self.trainer = trainer
         self.run = run
         self.before = 0.0
         self.rows: list[dict[str, float]] = []
-        if run.file(STATE).exists():
-            self._restore()
+        if state is not None:
+            self._restore(state)
         self.began = self.kept = time.perf_counter()
 
-    def _restore(self) -> None:
+    def _restore(self, state: State) -> None:
         """Go on from the state that the run keeps."""
-        path = self.run.file(STATE)
         try:
-            state = torch.load(path, map_location=self.trainer.device, weights_only=True)
             self.trainer.restore(state["trainer"])
             self.before, self.rows = state["seconds"], state["rows"]
-        except (RuntimeError, EOFError, KeyError, TypeError, ValueError, UnpicklingError):
+        except (RuntimeError, LookupError, TypeError, ValueError):
             raise self.run.broken(STATE) from None
 
     def seconds(self, began: float) -> float:
@@ -118,6 +144,7 @@ class _Keeper:
         """Write the state, whole or not at all, and the curve."""
         buffer = io.BytesIO()
         state = {
+            "recipe": asdict(self.trainer.recipe),
             "trainer": self.trainer.state(),
             "seconds": self.seconds(self.began),
             "rows": self.rows,
@@ -154,12 +181,17 @@ class Round:
     @property
     def stage(self) -> str:
         """The name under which it is marked as done."""
-        return f"search.{self.number}" if self.number else "search"
+        return stage_of(self.number)
 
 
 def log_of(number: int) -> str:
     """Return the name of a round's log."""
     return f"log.{number}.jsonl" if number else "log.jsonl"
+
+
+def stage_of(number: int) -> str:
+    """Return the name under which a round is marked as done."""
+    return f"search.{number}" if number else "search"
 
 
 def first_round(problem: Problem) -> Round:
@@ -235,7 +267,8 @@ def supernet(problem: Problem, run: Run) -> Network:
     """
     trained = reuse.of(run)
     space = problem.space if trained is None else trained.space
-    return reuse.load(run, space, len(problem.data.labels))
+    weights = None if trained is None else trained.weights
+    return reuse.load(run, space, len(problem.data.labels), weights=weights)
 
 
 def racer(build: Callable[[], SupernetEvaluator]) -> RacingEvaluator:

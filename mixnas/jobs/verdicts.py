@@ -6,7 +6,8 @@ asks and tells it is all that `mixnas replay` needs. A round judged again after 
 lines, and the later one counts, as it does in ``finalists.json``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 from mixnas.asktell.log import Line, Log, parse
@@ -16,6 +17,10 @@ from mixnas.run import Run
 
 LOG = "finalists.jsonl"
 FORMAT = 1
+WHOLE = ("image", "classes", "resolution", "labels", "params", "steps", "lower", "upper")
+"""Of the facts, the whole numbers."""
+FIGURES = ("accuracy", "loss", "loss_error", "images", "standard_error")
+"""Of each finalist, by the images that rank and those that report."""
 
 
 def begin(run: Run, facts: Facts, earlier: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -62,12 +67,53 @@ def read(run: Run) -> tuple[Facts, list[dict[str, Any]]] | None:
     if not lines:
         return None
     try:
-        return Facts.from_dict(lines[0]["facts"]), _finalists(lines[1:])
-    except (LookupError, TypeError):
+        if lines[0]["format"] != FORMAT:
+            raise ValueError(f"format {lines[0]['format']!r}")
+        return _facts(lines[0]["facts"]), _finalists(lines[1:])
+    except (LookupError, TypeError, ValueError, AttributeError):
         raise RunConflict(
             f"{run.file(LOG)}: not the log that mixnas wrote; put the file back from a copy of "
             "the run"
         ) from None
+
+
+def _facts(data: Mapping[str, Any]) -> Facts:
+    """Read the facts, each of its type."""
+    found = Facts.from_dict(data)
+    for name in WHOLE:
+        if type(data[name]) is not int:
+            raise TypeError(f"{name} {data[name]!r}: a whole number is needed")
+    return found
+
+
+def check(run: Run, finalists: Sequence[Mapping[str, Any]], trials: Iterable[int]) -> None:
+    """Refuse finalists that have not the figures that a search judges by.
+
+    Args:
+        run: whose log they are from.
+        finalists: as `read` returned them.
+        trials: the numbers of the trials, one of which is each finalist's.
+
+    Raises:
+        RunConflict: names what is wrong, and of which finalist.
+    """
+    known = list(trials)
+    for entry in finalists:
+        wrong = [part for part in ("rank", "report") if not _scored(entry.get(part))]
+        wrong += [] if entry.get("number") in known else ["number"]
+        wrong += [name for name in ("flops", "params") if type(entry.get(name)) is not int]
+        wrong += [] if isinstance(entry.get("predicted"), Mapping) else ["predicted"]
+        if wrong:
+            raise RunConflict(
+                f"{run.file(LOG)}: finalist {entry.get('number')!r} has no usable "
+                f"{wrong[0]}; put the file back from a copy of the run"
+            )
+
+
+def _scored(part: Any) -> bool:
+    """Say whether a finalist's score has its figures, finite ones."""
+    figures: list[Any] = [part.get(name) for name in FIGURES] if isinstance(part, dict) else [None]
+    return all(type(value) in (int, float) and isfinite(value) for value in figures)
 
 
 def _line(number: int, finalists: Sequence[Mapping[str, Any]]) -> Line:
