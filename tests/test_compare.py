@@ -563,7 +563,8 @@ def test_a_comparison_killed_and_repeated_and_extended(tmp_path):
     listed = json.loads((run.path / "compare" / "entrants.json").read_text())["entrants"]
     for key, row in table.iterrows():
         task = {**a_task(tmp_path, listed[key]["source"]), "recipe": recipe}
-        alone, kept = train(task), json.loads((results / f"{key}.seed0.json").read_text())
+        alone = {**train(task), "of": digest(listed[key]["source"])}
+        kept = json.loads((results / f"{key}.seed0.json").read_text())
         assert same(alone, kept), key
         assert (row["accuracy"], row["flops"]) == (alone["accuracy"], listed[key]["costs"]["flops"])
     first = {path.name: path.read_bytes() for path in results.glob("*.json")}
