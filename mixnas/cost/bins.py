@@ -67,9 +67,11 @@ class Bins:
     def window(self, low: int, high: int) -> tuple[int, int]:
         """Return the bins (both included) in which every path between two costs lies.
 
-        For bins rounded down. A path elsewhere costs too much or too little.
+        For bins rounded down. A path elsewhere costs too much or too little. Where even the least
+        path costs too much, the last bin is -1.
         """
-        return max(0, -(-(low - self.loss) // self.step)), min(high, self.high) // self.step
+        first = max(0, -(-(low - self.loss) // self.step))
+        return first, max(min(high, self.high) // self.step, -1)
 
     def inner(self, low: int, high: int) -> tuple[int, int]:
         """Return the bins in which no path lies but those between two costs; if rounded up."""

@@ -97,7 +97,7 @@ class Joint:
             bins.window(least - each.slack - each.least, most - each.least)
             for each, bins, least, most in ends
         )
-        return a, max(b, -1), c, max(d, -1)
+        return a, b, c, d
 
     @cached_property
     def fine(self) -> tuple[Plane, Window]:

@@ -60,8 +60,7 @@ class Programme:
 
     def window(self, counts: Counts, low: int, high: int) -> tuple[int, int]:
         """Return the bins of every path between two values."""
-        first, last = counts.bins.window(low - self.slack - self.least, high - self.least)
-        return first, max(last, -1)
+        return counts.bins.window(low - self.slack - self.least, high - self.least)
 
     def cost_of(self, path: list[int]) -> int:
         """Return the cost of a path."""

@@ -14,7 +14,16 @@ from mixnas.jobs.audit_draws import Span
 from mixnas.jobs.audit_rows import placed, rows
 from mixnas.jobs.audit_verdict import SHARES, findings
 from mixnas.jobs.audited import JOB
-from mixnas.jobs.contest import SUMMARY, TRAINED, Comparison, Contest, Results, digest, trainings
+from mixnas.jobs.contest import (
+    SUMMARY,
+    TRAINED,
+    Comparison,
+    Contest,
+    Results,
+    belongs,
+    digest,
+    trainings,
+)
 from mixnas.jobs.entrants import Entrant
 from mixnas.jobs.problem import Plan, Problem
 from mixnas.jobs.settings import duration
@@ -141,7 +150,11 @@ class Auditing(Contest):
             RunConflict: if earlier scores are damaged.
         """
         scores = _scores(kept)
-        lacking = [entrant for entrant in plan.entrants if not _scored(entrant, scores)]
+        lacking = [
+            entrant
+            for entrant in plan.entrants
+            if entrant.key not in scores or not belongs(scores[entrant.key], entrant)
+        ]
         if not lacking:
             return scores
         evaluator = self.original.evaluator(self.network)
@@ -219,14 +232,6 @@ def _scores(kept: Run) -> dict[str, dict[str, float]]:
     except (KeyError, TypeError, AttributeError):
         pass
     raise kept.broken(SCORES)
-
-
-def _scored(entrant: Entrant, scores: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Say whether there is a score of this network, not of one that had its key before."""
-    if entrant.key not in scores:
-        return False
-    own = digest(entrant.source)
-    return bool(scores[entrant.key].get("of", own) == own)
 
 
 def _flat(row: Mapping[str, Any], seeds: int) -> dict[str, Any]:

@@ -459,15 +459,23 @@ def _results(kept: Run | None, entrants: Sequence[Entrant], seeds: int, images: 
                 result = kept.read(name)
                 if not sound(result, images):
                     raise kept.broken(name)
-                if result.get("of", digest(entrant.source)) != digest(entrant.source):
-                    continue  # of another network, which had this key before draws were made anew
-                found.setdefault(entrant.key, {})[seed] = result
+                if belongs(result, entrant):
+                    found.setdefault(entrant.key, {})[seed] = result
     return found
 
 
 def digest(source: Mapping[str, Any]) -> str:
     """Return what tells a network's description from others, in hexadecimal."""
     return hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def belongs(record: Mapping[str, Any], entrant: Entrant) -> bool:
+    """Say whether a record is of this network, not of one that had its key before draws were anew.
+
+    One that does not say of which it is, from before records did, counts as its own.
+    """
+    own = digest(entrant.source)
+    return bool(record.get("of", own) == own)
 
 
 def trainings(plan: Comparison, results: Results) -> list[dict[str, Any]]:
