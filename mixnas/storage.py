@@ -16,11 +16,18 @@ def write(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: beside its place, flushed to disk, then renamed.
 
     Raises:
+        InvalidOption: if a file stands where the folder has to be.
         StorageFull: if the disk is full; what was there before is kept.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with guarded(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise InvalidOption(
+                f"{path.parent}: cannot be made a folder, since a file stands there or above; "
+                "move it away, then repeat the same command"
+            ) from None
         try:
             with temporary.open("wb") as file:
                 file.write(data)

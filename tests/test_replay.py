@@ -116,6 +116,14 @@ def test_a_changed_cell_is_named(root):
     )  # an editor's
 
 
+def test_a_file_in_the_place_of_what_is_rebuilt_is_one_line(root, cli):
+    (root / "run" / "replay").write_text("mine")
+    code, _, err = cli("replay", "run", "--runs", root, "--quiet")
+    assert code == 2
+    assert "run/replay: cannot be made a folder, since a file stands there" in " ".join(err.split())
+    assert (root / "run" / "replay").read_text() == "mine"
+
+
 def test_another_winner_is_named(root):
     change(root / "run" / "best.json", lambda arch: arch["stages"][0].update(width=7))
     change(root / "run" / "summary.json", lambda told: told["winner"].update(accuracy=0.999))
@@ -224,6 +232,9 @@ def test_a_torn_or_damaged_or_lost_log_of_answers_is_one_line(root, answered):
     log.write_bytes(data.replace(b'{"judged"', b'{"jud', 1))
     (damaged,) = job("run", runs=root)["differences"]
     assert damaged.startswith("front.jsonl: cannot be read (")
+    log.write_bytes(data.replace(b'"format":1', b'"format":2', 1))  # of a later mixnas
+    (strange,) = job("run", runs=root)["differences"]
+    assert strange.startswith("front.jsonl: cannot be read")
     log.unlink()
     assert job("run", runs=root)["differences"] == ["front.jsonl: is not there"]
 

@@ -174,7 +174,10 @@ def read(run: Run) -> Record:
     lines, _ = parse(run.file(LOG))
     try:
         judged = {str(line["judged"]): _judged(line) for line in lines[1:]}
-        first: Mapping[str, Any] = lines[0] if lines else {"table": None, "values": {}}
+        header = {"format": FORMAT, "table": None, "values": {}}
+        first: Mapping[str, Any] = lines[0] if lines else header
+        if first["format"] != FORMAT:
+            raise ValueError(f"format {first['format']!r}")
         values = {str(key): int(value) for key, value in first["values"].items()}
         return Record(judged, first["table"], values)
     except (KeyError, TypeError, ValueError, AttributeError):

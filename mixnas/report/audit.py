@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from mixnas.cost.limit import describe as amount
 from mixnas.report.drawing import canvas, literal, png
@@ -163,8 +164,8 @@ def audits_section(run: Run) -> Iterator[str]:
     for kept in done:
         summary = kept.read("summary.json")
         with reading(kept, "summary.json"):
-            sentence, link = escape(summary["sentence"]), escape(f"{kept.name}/{AUDITED_PAGE}")
-        yield f'<p>{sentence} <a href="{link}">{link}</a></p>'
+            sentence, link = escape(summary["sentence"]), f"{kept.name}/{AUDITED_PAGE}"
+        yield f'<p>{sentence} <a href="{escape(quote(link))}">{escape(link)}</a></p>'
 
 
 def _sections(run: Run, summary: Mapping[str, Any]) -> Iterator[str]:
