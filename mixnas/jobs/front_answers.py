@@ -174,8 +174,8 @@ def read(run: Run) -> Record:
     lines, _ = parse(run.file(LOG))
     try:
         judged = {str(line["judged"]): _judged(line) for line in lines[1:]}
-        header = {"format": FORMAT, "table": None, "values": {}}
-        first: Mapping[str, Any] = lines[0] if lines else header
+        nothing: Line = {"format": FORMAT, "table": None, "values": {}}
+        first = lines[0] if lines else nothing
         if first["format"] != FORMAT:
             raise ValueError(f"format {first['format']!r}")
         values = {str(key): int(value) for key, value in first["values"].items()}
