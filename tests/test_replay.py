@@ -503,7 +503,7 @@ def test_a_lost_outcome_is_named_in_its_own_row_alone(root):
     assert all(line.startswith(row) for line in rows)
 
 
-def test_a_run_from_before_beaten_trials_were_told_apart(root):
+def test_a_run_from_before_beaten_trials_were_told_apart(root, cli):
     run, log = Run.open(root / "run"), root / "run" / "log.jsonl"
     part = {"images": 60, "beaten_by": "313c5712bfd0"}
     worst = max(
@@ -516,6 +516,10 @@ def test_a_run_from_before_beaten_trials_were_told_apart(root):
         run.write(name, {**data, "seconds": {}} if name == "summary.json" else data)
     run.write("trials.csv", table)
     whole = job("run", runs=root)
+    assert (whole["complete"], whole["beaten"]) == (23, 1)
+    assert " 23 complete, 1 stopped early" in " ".join(
+        cli("replay", "run", "--runs", root)[1].split()
+    )
     change(root / "run" / "summary.json", lambda made: made["trials"].pop("beaten"))
     change(root / "run" / "summary.json", lambda made: made["trials"].update(complete=24))
     run.write("trials.csv", table.replace({"state": {"beaten": "complete"}}))

@@ -67,9 +67,9 @@ def replay(
     Returns:
         run, same (whether there is no difference), differences (each on a line), following
         (further ones in what is made of the trials and the fronts' answers, where these differ),
-        unreplayed (what could not be compared, and why), trials, complete, asks (how many were
-        the same), front (points), winner (id, None if the run has none yet) and files (what was
-        rebuilt).
+        unreplayed (what could not be compared, and why), trials, complete, beaten (stopped by a
+        race), asks (how many were the same), front (points), winner (id, None if the run has none
+        yet) and files (what was rebuilt).
 
     Raises:
         RunConflict: if there is no such run, no log, or one that mixnas did not write.
@@ -82,6 +82,7 @@ def replay(
         found, spent = replayed(kept), _spent(kept)
         products = {name: plain(data) for name, data in found.products()}
         counted = None if any(found.lost()) else found.counted(listener)
+        states = [row["state"] for row in found.rows()]
         rows, wanted = _as_written(kept, found.rows(), products)
         strange, unsaid = _attributed(found, counted)
         differing = [*_kept(found), *tabled(kept, TRIALS, rows, {"images"}, "trials")]
@@ -97,7 +98,8 @@ def replay(
             "following": following,
             "unreplayed": [*_lacking(found, products), *unsaid, *NEVER],
             "trials": len(found.trials),
-            "complete": sum(trial.state == "complete" for trial in found.trials),
+            "complete": states.count("complete"),
+            "beaten": states.count("beaten"),
             "asks": same,
             "front": len(products["front.json"]),
             "winner": None if found.winner is None else found.winner["id"],

@@ -60,8 +60,9 @@ def _picked(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def replayed(found: Mapping[str, Any]) -> RenderableType:
     """Render what `mixnas.jobs.replay` returned."""
+    stopped = f", {found['beaten']} stopped early, as beaten" if found["beaten"] else ""
     facts = {
-        "trials": f"{found['trials']} in the log, {found['complete']} complete",
+        "trials": f"{found['trials']} in the log, {found['complete']} complete{stopped}",
         "asks": f"{found['asks']} asked again and the same",
         "front": f"{found['front']} points",
         "winner": found["winner"] or "none yet",
