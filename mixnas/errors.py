@@ -48,6 +48,10 @@ class RunConflict(MixnasError):
     """A run folder that was made with other settings, or is in use."""
 
 
+class RunDamaged(RunConflict):
+    """A run's file that does not hold what was written there."""
+
+
 class DataError(MixnasError):
     """A data set that is missing, empty, broken or unfit for the job."""
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-from mixnas.errors import InvalidOption, RunConflict, did_you_mean
+from mixnas.errors import InvalidOption, RunConflict, RunDamaged, did_you_mean
 from mixnas.storage import Held, guarded, write
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Run:
         """
         path = Path(path)
         if not (path / SETTINGS).is_file():
-            known = [run.path.name for run in runs(path.parent)]
+            known = [folder.name for folder in _folders(path.parent)]
             hint = did_you_mean(path.name, known) if known else "there are no runs there"
             raise RunConflict(f"no run '{path.name}' in {path.parent}; {hint}")
         if not lock:
@@ -161,7 +161,9 @@ class Run:
 
     def broken(self, name: str) -> RunConflict:
         """Return the error that says that a file of the run is damaged, with the cure."""
-        return RunConflict(
+        if name == SETTINGS:  # nothing makes it again
+            return _broken_settings(self.path)
+        return RunDamaged(
             f"{self.file(name)} is damaged; remove it and repeat the command that made the run: "
             "what it held is made again"
         )
@@ -206,10 +208,25 @@ class Run:
 def runs(root: str | Path) -> list[Run]:
     """Return the runs in a folder, by name; folders that cannot be read as a run are left out."""
     found = []
-    for path in sorted(Path(root).glob(f"*/{SETTINGS}")):
+    for folder in _folders(root):
         with suppress(RunConflict):
-            found.append(Run(path.parent, _read_settings(path.parent)))
+            found.append(Run(folder, _read_settings(folder)))
     return found
+
+
+def unreadable(root: str | Path) -> dict[Path, RunConflict]:
+    """Return the folders that `runs` leaves out, by name, each with what is wrong with it."""
+    found = {}
+    for folder in _folders(root):
+        try:
+            _read_settings(folder)
+        except RunConflict as error:
+            found[folder] = error
+    return found
+
+
+def _folders(root: str | Path) -> list[Path]:
+    return [path.parent for path in sorted(Path(root).glob(f"*/{SETTINGS}"))]
 
 
 def provenance(device: str | None = None) -> dict[str, Any]:
@@ -257,11 +274,15 @@ def _read_settings(path: Path) -> dict[str, Any]:
             )
         datetime.fromisoformat(made["made"])
         return dict(made, settings=dict(made["settings"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunConflict(
-            f"run {path}: {SETTINGS} cannot be read ({type(error).__name__}: {error}); "
-            "give another --name or move the folder away"
-        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise _broken_settings(path) from None
+
+
+def _broken_settings(path: Path) -> RunDamaged:
+    return RunDamaged(
+        f"{path / SETTINGS} is damaged; put the file back from a copy of the run, or move the "
+        "folder away"
+    )
 
 
 def agree(root: str | Path, name: str, settings: Mapping[str, Any]) -> None:

@@ -43,7 +43,7 @@ from mixnas.jobs.settings import Silent
 from mixnas.jobs.show import show
 from mixnas.jobs.stages import supernet
 from mixnas.jobs.trainings import train
-from mixnas.ranking import proportion
+from mixnas.ranking import ENOUGH, proportion
 from mixnas.run import Run
 from mixnas.space import SearchSpace
 
@@ -212,6 +212,8 @@ def test_the_sentence_says_where_cost_alone_ranks_better():
             row["load"] = row["flops"] / 1e6
     told = findings(rows, 2)["sentence"]
     assert "By cost alone, the dearer the better, it is truer across the budget (tau 1.00)." in told
+    few = [row for row in rows if row["group"] == "across"][: ENOUGH - 1]
+    assert "By cost alone" not in findings(few, 2)["sentence"]
 
 
 def test_the_rule_at_its_edges():
@@ -417,8 +419,11 @@ def test_a_damaged_summary_is_one_clear_error(tmp_path):
         (["--architectures", "x"], "--architectures 'x'"),
         (["--architectures", "3", "--inside", "0"], "at least 4"),
         (["--inside", "-1"], "inside -1"),
+        (["--architectures", "10001"], "architectures 10001: give at most 10000"),
+        (["--inside", "3000000"], "inside 3000000: give at most 10000"),
         (["--epochs", "0"], "epochs 0"),
         (["--resolution", "8"], "resolution 8"),
+        (["--resolution", "100000"], "resolution 100000: give at most 1024"),
         (["--workers", "0"], "workers 0"),
         (["--name", "../x"], "run name '../x'"),
     ],

@@ -156,6 +156,12 @@ BAD = [
     (["show", "a" * 300], "run 'a{60}': cannot be opened"),
     (["search", "--budget", "1GFLOPs", "--batch", "0"], "batch 0"),
     (["search", "--budget", "1GFLOPs", "--image", "3"], "image 3.*at least 16"),
+    (["search", "--budget", "1GFLOPs", "--image", "100000"], "image 100000: give at most 1024"),
+    (["search", "--budget", "1GFLOPs", "--resolution", "15"], "resolution 15.*at least 16"),
+    (["search", "--budget", "1GFLOPs", "--resolution", "1025"], "resolution 1025.*most 1024"),
+    (["retrain", "zoo:shvit_s1", "--resolution", "1025"], "resolution 1025: give at most 1024"),
+    (["export", "nosuch", "--image", "1025"], "image 1025: give at most 1024"),
+    (["measure", "--space", "micro", "--image", "1025"], "image 1025: give at most 1024"),
     (["search", "--budget", "1GFLOPs", "--classes", "1"], "classes 1.*at least 2"),
     (["search", "--budget", "1GFLOPs", "--resolution", "x"], "--resolution 'x'.*whole number"),
     (["search", "--budget", "1GFLOPs", "--sampler", "nsga"], "sampler 'nsga'.*mean 'nsga2'"),
@@ -173,12 +179,16 @@ BAD = [
     (["show"], "RUN.*see mixnas show --help"),
     (["show", "nosuch"], "no run 'nosuch'"),
     (["show", "nosuch", "--json"], "no run 'nosuch'"),
+    (["show", ""], "run '': the name is empty; give the name of a run in runs .*none yet"),
+    (["show", "."], r"run '\.': the folder /.* is no run's; give the name of a run in runs"),
+    (["show", ".."], r"run '\.\.': the folder /.* is no run's"),
     (["spaces", "--space", "defualt"], "'defualt'.*did you mean 'default'"),
     (["spaces", "--space", "no/such.toml"], "no/such.toml.*shipped: default, micro"),
     (["spaces", "--space", "micro", "--budget", "20ms"], "20ms.*mixnas search --dry-run"),
     (["spaces", "--space", "micro", "--budget", "1KFLOPs"], "1KFLOPs.*cheapest.*raise the budget"),
     (["spaces", "--space", "micro", "--mixers", "fastfomer"], "no mixer 'fastfomer'"),
     (["spaces", "--space", "micro", "--image", "big"], "--image 'big'"),
+    (["spaces", "--space", "micro", "--image", "1025"], "image 1025: give at most 1024"),
     (["spaces", "--space", "micro", "--classes", "0"], "classes 0.*at least 2"),
     (["zoo", "shvti_s4"], "no network 'shvti_s4'; did you mean 'shvit_s4'.*known: affnet"),
     (["zoo", "shvit_s1", "--image", "big"], "--image 'big'.*whole number"),
@@ -383,10 +393,57 @@ def test_runs_are_listed_latest_first(cli, tmp_path):
     assert [row["run"] for row in runs(tmp_path)] == ["new", "old"]
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "cure"),
+    [
+        ("run.json", None, "put the file back from a copy"),
+        ("run.json", '{"format": 1}', "put the file back from a copy"),
+        ("summary.json", None, "remove it and repeat"),
+        ("summary.json", "[]", "remove it and repeat"),
+        ("summary.json", '{"format": 1}', "remove it and repeat"),
+    ],
+)
+def test_damaged_runs_are_listed_with_the_cure(cli, tmp_path, file, text, cure):
+    finished(tmp_path, "whole")
+    path = finished(tmp_path, "torn").file(file)
+    path.write_text(path.read_text()[: path.stat().st_size // 2] if text is None else text)
+    code, out, err = cli("runs", "--runs", tmp_path)
+    assert (code, err) == (0, "")
+    states = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    assert "damaged" in states["torn"]
+    assert "finished" in states["whole"]
+    assert "damaged" not in states["whole"]
+    assert f"{path} is damaged; {cure}" in " ".join(out.split())
+    rows = {row["run"]: row for row in json.loads(cli("runs", "--runs", tmp_path, "--json")[1])}
+    assert rows["torn"]["state"] == "damaged"
+    assert cure in rows["torn"]["damage"]
+    assert rows["torn"].keys() == rows["whole"].keys()
+    assert (rows["whole"]["state"], rows["whole"]["damage"]) == ("finished", None)
+    code, out, err = cli("show", "torn", "--runs", tmp_path)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "damaged" in err
+    assert "Error" not in err
+    assert "--name" not in err.partition("go on with")[0]
+
+
+def test_a_run_of_another_format_and_damaged_stages_are_listed(cli, tmp_path):
+    newer, torn = finished(tmp_path, "newer"), begun(tmp_path, "torn")
+    newer.write("run.json", newer.made | {"format": 2})
+    torn.write("stages.json", "[1]")
+    rows = {row["run"]: row for row in runs(tmp_path)}
+    assert rows["newer"]["state"] == "unreadable"
+    assert "format 2" in rows["newer"]["damage"]
+    assert rows["torn"]["state"] == "damaged"
+    assert "stages.json" in rows["torn"]["damage"]
+    assert "unreadable" in cli("runs", "--runs", tmp_path)[1]
+
+
 def test_no_runs_yet(cli, tmp_path):
     code, out, _ = cli("runs", "--runs", tmp_path / "none")
     assert code == 0
     assert "mixnas search --budget" in out
+    assert f"no folder {tmp_path / 'none'} yet" in " ".join(out.split())
+    assert "no runs yet; begin with" in cli("runs", "--runs", tmp_path)[1]
     assert cli("runs", "--runs", tmp_path / "none", "--json")[1] == "[]\n"
 
 

@@ -467,6 +467,7 @@ def test_markdown_is_a_table():
         (["--random", "-1"], "random -1"),
         (["--workers", "0"], "workers 0"),
         (["--only", "mixers"], "did you mean 'mixer'?"),
+        (["--only", "random", "--random", "0"], "nobody would stand beside the winner"),
         (["--timm", "resnet19"], "timm: no network 'resnet19'; did you mean 'resnet18'?"),
         (["--timm", "resnet18.a1_in1k"], "no network"),
     ],

@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 from timm.data.dataset import IterableImageDataset
 
 from mixnas.data import load
+from mixnas.data.arrays import Arrays, digits
 from mixnas.data.folders import read_folder
 from mixnas.data.idx import read_idx
 from mixnas.data.preprocessing import as_rgb
@@ -254,6 +255,22 @@ def test_any_side_from_16_on(side):
     data = load("digits", image=side)
     assert next(data.train(batch=4, seed=0))[0].shape == (4, 3, side, side)
     assert next(data.batches("test", batch=4))[0].shape == (4, 3, side, side)
+
+
+def test_large_sides_have_the_moments_of_all_images_in_parts_of_as_many_pixels(monkeypatch):
+    source, parts, clean = digits(), [], Arrays.clean
+    chosen, side = np.arange(70), 512
+
+    def watched(self, indices, side):
+        parts.append(len(indices))
+        return clean(self, indices, side)
+
+    monkeypatch.setattr(Arrays, "clean", watched)
+    mean, deviation = source.moments(chosen, side)
+    values = clean(source, chosen, side).numpy() / 255
+    assert parts == [64, 6]
+    assert mean == pytest.approx([values.mean()])
+    assert deviation == pytest.approx([values.std()])
 
 
 @pytest.mark.parametrize("side", [15, 0, -32])

@@ -517,7 +517,7 @@ class TestReport:
             point["measured"] = {}
         first["predicted"] = {"latency_ms@cpu": {"value": 2.0, "low": 1.5, "high": 2.5}}
         first["measured"] = {"latency_ms@cpu": {"median": 2.1, "lower": 2.0, "upper": 2.2}}
-        rows = list(report.front_cells(front, first["number"]))
+        rows = list(report.front_cells(front, first["number"], told["told_apart"]))
         heads = report.front_heads(front)
         assert {len(row) for row in rows} == {len(heads)}
         assert heads[-2:] == ["latency cpu, predicted", "latency cpu, measured"]
@@ -526,6 +526,9 @@ class TestReport:
         assert rows[1][5:] == ["41%, not told apart", "-", "-"]
         if len(others) > 1:
             assert rows[-1][5] == ">99%"
+        others[0] |= {"chance": 0.004}
+        rows = list(report.front_cells(front, None, 0.8))
+        assert rows[1][5] == "<1%, worse"
 
     def test_it_is_shown(self, judged_run, cli):
         run, told = judged_run

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from random import Random
 
+import pandas
 import pytest
 import torch
 from hypothesis import given
@@ -15,12 +16,15 @@ from searched_run import problem, searched, trained
 
 import mixnas
 from mixnas.arch import Architecture
+from mixnas.asktell import read_trials
 from mixnas.cost.feasible import Feasible
 from mixnas.cost.limit import Limit, parse_all
 from mixnas.errors import BudgetUnreachable, InvalidBudget, InvalidOption, RunConflict
 from mixnas.evaluate import Score
 from mixnas.jobs import problem as problems
 from mixnas.jobs import reuse, stages
+from mixnas.jobs.finalists import TRIALS
+from mixnas.jobs.found import row
 from mixnas.jobs.pick import interval
 from mixnas.jobs.pick import pick as job
 from mixnas.jobs.picking import Ideas, Origin
@@ -411,6 +415,34 @@ def test_where_nothing_can_be_judged_it_is_one_line(root, monkeypatch):
     _, budget = alone(root, {"failed": "loss is not finite"})
     with pytest.raises(BudgetUnreachable, match="none was found to evaluate"):
         job("source", budget, time="1s", runs=root)
+
+
+def lose(log):
+    log.unlink()
+
+
+def halve(log):
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[: len(lines) // 2]))
+
+
+def swap(log):
+    """Put the log of a search of another seed there."""
+    other = problem(log.parent.parent, "120KFLOPs", name="other", seed=1)
+    with trained(other) as run:
+        searched(other, run)
+        shutil.copy(run.file("log.jsonl"), log)
+
+
+@pytest.mark.parametrize("damage", [lose, halve, swap])
+def test_a_finished_search_whose_log_is_not_its_own_answers_nothing(root, damage):
+    source = Run.open(root / "source")
+    log = source.file("log.jsonl")
+    source.write(TRIALS, pandas.DataFrame([row(trial) for trial in read_trials(log)]))
+    assert job("source", "100KFLOPs", time="1s", runs=root)["candidates"]["known"]
+    damage(log)
+    with pytest.raises(RunConflict, match=r"of the 24 architectures in trials\.csv .* another run"):
+        job("source", "100KFLOPs", time="1s", runs=root)
 
 
 @pytest.mark.slow

@@ -124,6 +124,17 @@ def test_a_file_in_the_place_of_what_is_rebuilt_is_one_line(root, cli):
     assert (root / "run" / "replay").read_text() == "mine"
 
 
+def test_a_log_that_was_lost_or_is_another_is_said(root):
+    log = root / "run" / "log.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:6]))
+    with pytest.raises(RunConflict, match=r"is no trial of the search's log: one of the two files"):
+        job("run", runs=root)
+    log.unlink()
+    with pytest.raises(RunConflict, match=r"log\.jsonl: lost or emptied"):
+        job("run", runs=root)
+
+
 def test_another_winner_is_named(root):
     change(root / "run" / "best.json", lambda arch: arch["stages"][0].update(width=7))
     change(root / "run" / "summary.json", lambda told: told["winner"].update(accuracy=0.999))
@@ -557,7 +568,7 @@ def test_a_run_from_before_finalists_were_logged(root):
     found = job("run", runs=root)
     assert found["same"]
     assert found["winner"] is None
-    assert any("before they were logged" in line for line in found["unreplayed"])
+    assert any("finalists.jsonl is not there: lost, or" in line for line in found["unreplayed"])
 
 
 @pytest.mark.parametrize("stop", [0, 7, 20])
@@ -633,7 +644,7 @@ def test_mistakes_are_one_line(root, cli):
     (root / "run" / "log.jsonl").unlink()
     code, _, err = cli("replay", "run", "--runs", root)
     assert code == 2
-    assert "no log yet" in err
+    assert "log.jsonl: lost or emptied" in err
 
 
 def test_a_log_that_is_none_is_refused(root):

@@ -11,7 +11,7 @@ import pandas
 import pytest
 
 from mixnas.errors import InvalidOption, RunConflict, StorageFull
-from mixnas.run import Run, runs
+from mixnas.run import Run, runs, unreadable
 
 SETTINGS = {"space": {"image": 224, "mixers": ("aff", "hilo")}, "seed": 0, "budget": ["1.5GFLOPs"]}
 
@@ -166,9 +166,13 @@ def test_unreadable_settings(tmp_path, text):
     Run.create(tmp_path, "good", {}).close()
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "run.json").write_text(text)
-    with pytest.raises(RunConflict, match=r"cannot be read|reads format 1"):
+    with pytest.raises(RunConflict, match=r"is damaged; put the file back|reads format 1"):
         Run.open(tmp_path / "one")
     assert [run.name for run in runs(tmp_path)] == ["good"]
+    (told,) = unreadable(tmp_path).items()
+    assert told[0] == tmp_path / "one"
+    assert str(tmp_path / "one") in str(told[1])
+    assert "Error" not in str(told[1])
 
 
 def test_missing_things_are_named(run, tmp_path):

@@ -92,7 +92,7 @@ def following(
 def _interrupted(begun: Sequence[str], words: Sequence[str]) -> None:
     """Say what is kept of an interrupted job, and how to go on."""
     if not begun or not Path(begun[0]).exists():
-        warn("mixnas: interrupted before the run began; nothing is kept")
+        warn("mixnas: interrupted before the plan was made; the same command begins it again")
         return
     warn(f"mixnas: interrupted; what was done is kept in {begun[0]}. To go on where it stopped:")
     warn(f"  {shlex.join(['mixnas', *words])}")

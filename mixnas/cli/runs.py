@@ -21,4 +21,4 @@ def runs(folder: Folder = "runs", as_json: Json = False) -> None:
         return
     from mixnas import screen
 
-    say_table(screen.runs(found))
+    say_table(screen.runs(found, folder))

@@ -16,6 +16,8 @@ from mixnas.data.splits import Indices, generator
 
 MOMENTS_FROM: Final = 4096
 MOMENTS_AT_ONCE: Final = 256
+MOMENTS_SIDE: Final = 256
+"""The largest side at which so many images are read at once; at larger ones, as many pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +85,9 @@ class Arrays:
         """Mean and standard deviation per channel over at most 4,096 of the images."""
         count, total, squares = 0, torch.zeros(()), torch.zeros(())
         sample = indices[:MOMENTS_FROM]
-        for start in range(0, len(sample), MOMENTS_AT_ONCE):
-            pixels = self.clean(sample[start : start + MOMENTS_AT_ONCE], side).double() / 255
+        at_once = max(1, MOMENTS_AT_ONCE * MOMENTS_SIDE**2 // max(side, MOMENTS_SIDE) ** 2)
+        for start in range(0, len(sample), at_once):
+            pixels = self.clean(sample[start : start + at_once], side).double() / 255
             count += pixels.numel() // pixels.shape[1]
             total = total + pixels.sum((0, 2, 3))
             squares = squares + pixels.square().sum((0, 2, 3))

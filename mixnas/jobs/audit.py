@@ -16,12 +16,15 @@ from mixnas.jobs.audit_before import Wanted, known, with_kept
 from mixnas.jobs.audit_stages import Audit, Auditing
 from mixnas.jobs.audited import ASKED, JOB, searches
 from mixnas.jobs.problem import Plan, Problem, reopen
-from mixnas.jobs.settings import Listener, Silent, at_least, cores
+from mixnas.jobs.settings import Listener, Silent, at_least, cores, pixels, within
 from mixnas.jobs.show import open_run
 from mixnas.jobs.stages import supernet
 from mixnas.jobs.subject import searched as subject_of
 from mixnas.ranking import LEAST
 from mixnas.run import SETTINGS, Run, agree
+
+MOST_DRAWN = 10_000
+"""Architectures of a group: nobody trains more of them alone, and drawing them takes long."""
 
 
 def audit(
@@ -108,16 +111,13 @@ def audit(
 
 
 def _check(asked: Wanted, epochs: int | None, resolution: int | None, workers: int) -> None:
-    for word, value, least in (
-        ("architectures", asked.across, 0),
-        ("inside", asked.inside, 0),
-        ("seeds", asked.seeds, 1),
-        ("workers", workers, 1),
-    ):
-        at_least(word, value, least)
-    for word, maybe, least in (("epochs", epochs, 1), ("resolution", resolution, 16)):
-        if maybe is not None:
-            at_least(word, maybe, least)
+    within("architectures", asked.across, 0, MOST_DRAWN)
+    within("inside", asked.inside, 0, MOST_DRAWN)
+    at_least("seeds", asked.seeds, 1)
+    at_least("workers", workers, 1)
+    if epochs is not None:
+        at_least("epochs", epochs, 1)
+    pixels("resolution", resolution)
 
 
 def _check_enough(wanted: Wanted) -> None:

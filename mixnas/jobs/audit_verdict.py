@@ -147,11 +147,16 @@ def sentence(told: Mapping[str, Any], verdict: Mapping[str, str], seeds: int) ->
 
 
 def _cheaper(told: Mapping[str, Any]) -> str:
-    """Say where the supernet ranks worse than cost does, which takes no training."""
+    """Say where the supernet ranks worse than cost does, which takes no training.
+
+    Nothing is said of fewer than `ENOUGH` networks.
+    """
     parts = []
     for name, where in (("overall", "across the budget"), ("inside", "inside it")):
         figures = told[name] or {}
         own, cheap = figures.get("tau"), figures.get("tau_cost")
+        if figures.get("networks", 0) < ENOUGH:
+            continue
         if own and cheap and cheap["value"] > own["value"]:
             parts.append(f"{where} (tau {cheap['value']:.2f})")
     return f" By cost alone, the dearer the better, it is truer {' and '.join(parts)}." * bool(

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mixnas.arch import Architecture
-from mixnas.errors import InvalidSpace, RunConflict
+from mixnas.errors import InvalidOption, InvalidSpace, RunConflict
 from mixnas.jobs import entrants
 from mixnas.jobs.audited import ASKED, audited, searches
-from mixnas.jobs.contest import Comparison, Contest, settled
+from mixnas.jobs.contest import Comparison, Contest, left_out, settled
 from mixnas.jobs.entrants import Maker
 from mixnas.jobs.equal import EqualCompute
 from mixnas.jobs.problem import Plan, reopen
@@ -81,6 +81,11 @@ def compare(
     contest = Contest(searched, problem, winner, epochs, name, workers, listener)
     agree(searched.path, name, contest.settings)
     makers = entrants.makers(problem, winner, only, random, timm)
+    if makers.keys() <= {"winner"} and "equal" not in only:
+        raise InvalidOption(
+            f"random {random}, only {','.join(only)}: nobody would stand beside the winner; give "
+            "--random 1 or more, or further kinds by --only"
+        )
     control = EqualCompute.of(searched, problem, contest.recipe) if "equal" in only else None
     if dry_run:
         there = (searched.path / name / SETTINGS).is_file()
@@ -91,6 +96,11 @@ def compare(
     with Run.create(searched.path, name, contest.settings) as kept:
         words = {"only": ",".join(only), "random": random, "timm": timm, "seeds": seeds}
         kept.write(ASKED, words)
+        if fewer := left_out(kept, makers):
+            listener.note(
+                f"{len(fewer)} networks of an earlier call are not asked for and leave the tables; "
+                "their trainings stay, and asking for them again brings them back"
+            )
         plan = _plan(contest, makers, seeds, kept, control, keep=True)
         listener.plan(plan.rows())
         if control and plan.to_come:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -422,6 +422,12 @@ def _known(kept: Run | None) -> tuple[dict[str, Entrant], dict[str, str]]:
     if not all(map(described, entrants.values())):
         raise kept.broken(ENTRANTS)
     return entrants, absent
+
+
+def left_out(kept: Run, makers: Container[str]) -> list[str]:
+    """Return the keys of the networks that an earlier call compared, and this one does not."""
+    known, _ = _known(kept)
+    return [key for key in known if key not in makers and key not in ("winner", "equal")]
 
 
 def _paces(kept: Run | None) -> dict[str, float]:

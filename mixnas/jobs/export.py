@@ -18,7 +18,7 @@ from mixnas.exports.timing import timed
 from mixnas.folding import fuse
 from mixnas.jobs import retrained
 from mixnas.jobs.exporting import Exportable, exportable
-from mixnas.jobs.settings import Listener, Silent, at_least
+from mixnas.jobs.settings import Listener, Silent, at_least, pixels
 from mixnas.run import Run, provenance
 
 EXPORT = "export"
@@ -74,8 +74,7 @@ def export(
     if int8 and "onnx" not in forms:
         raise InvalidOption("--int8 is made from the ONNX export; give --to onnx too")
     at_least("images", images, 1)
-    if image is not None:
-        at_least("image", image, 16)
+    pixels("image", image)
     listener = listener or Silent()
     found = exportable(
         subject,

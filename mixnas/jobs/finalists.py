@@ -39,8 +39,9 @@ MORE = 4
 """A further round evaluates one in so many of the first round's trials."""
 
 FINALISTS_FILE = "finalists.json"
+TRIALS = "trials.csv"
 PRODUCTS = (
-    "trials.csv",
+    TRIALS,
     "front.json",
     fronts.FILE,
     "best.json",
@@ -248,7 +249,7 @@ def _write(
 ) -> None:
     """Write trials, fronts, finalists and the winner with its weights."""
     best = named(trials, winner)
-    run.write("trials.csv", pandas.DataFrame([row(trial) for trial in trials]))
+    run.write(TRIALS, pandas.DataFrame([row(trial) for trial in trials]))
     run.write("front.json", fronts.front_rows(trials, judged))
     run.write(fronts.FILE, judged)
     run.write(FINALISTS_FILE, list(found))

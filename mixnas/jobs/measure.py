@@ -12,7 +12,7 @@ from mixnas.jobs.measure_space import conclude, measure_space, plan
 from mixnas.jobs.measured_run import JOB
 from mixnas.jobs.measuring import NETWORKS, Bench, Measuring, sized
 from mixnas.jobs.parts_folder import write_parts
-from mixnas.jobs.settings import Listener, Silent, among, at_least
+from mixnas.jobs.settings import Listener, Silent, among, at_least, pixels
 from mixnas.run import Run
 from mixnas.space import SearchSpace
 from mixnas.timing.conditions import Conditions
@@ -73,9 +73,9 @@ def measure(
     """
     among("cost", cost, MEASURED)
     at_least("networks", networks, 0)
-    for option, value, least in (("image", image, 16), ("classes", classes, 2)):
-        if value is not None:
-            at_least(option, value, least)
+    pixels("image", image)
+    if classes is not None:
+        at_least("classes", classes, 2)
     tasks = {"--from": table, "--template": template, "--explain": explain}
     _one_task(tasks, dry_run=dry_run, of_one_image=cost == "latency" and batch == 1)
     listener, folder = listener or Silent(), Path(runs)

@@ -20,6 +20,7 @@ from mixnas.errors import BudgetUnreachable, InvalidBudget, InvalidOption, RunCo
 from mixnas.evaluate import Score, SupernetEvaluator, score
 from mixnas.jobs import reuse
 from mixnas.jobs.devices import ELSEWHERE, tabled
+from mixnas.jobs.finalists import TRIALS
 from mixnas.jobs.found import describe
 from mixnas.jobs.picking import Idea, Ideas, Origin
 from mixnas.jobs.problem import Problem, Table, reopen
@@ -225,7 +226,29 @@ def _learnt(asked: Asked) -> Known:
                 known.origins[name] = Origin(origin)
             else:
                 known.stopped.append(Idea(trial.arch, Origin(origin, now=True)))
+    _hold_against(asked.run, known)
     return known
+
+
+def _hold_against(run: Run, known: Known) -> None:
+    """Refuse logs that lack trials of a finished search, or are another's.
+
+    Raises:
+        RunConflict: says how many trials are there, and how many should be.
+    """
+    if not run.file(TRIALS).is_file():
+        return  # the search goes on
+    table = run.read(TRIALS)
+    try:
+        told = set(table.loc[table["loss"].notna(), "id"])
+    except (KeyError, TypeError, AttributeError):
+        raise run.broken(TRIALS) from None
+    if told != known.losses.keys():
+        raise RunConflict(
+            f"{run.path}: its logs hold {len(told & known.losses.keys())} of the {len(told)} "
+            f"architectures in {TRIALS} and {len(known.losses.keys() - told)} others, so a log is "
+            "damaged or another run's; put log.jsonl back from a copy of the run"
+        )
 
 
 def _explore(asked: Asked, known: Known, evaluator: SupernetEvaluator, listener: Listener) -> None:

@@ -9,7 +9,8 @@ import pandas
 
 from mixnas import report
 from mixnas.errors import RunConflict
-from mixnas.jobs import attribution, front, front_answers, reuse
+from mixnas.jobs import attribution, front, front_answers, reuse, verdicts
+from mixnas.jobs.finalists import TRIALS
 from mixnas.jobs.replay_records import (
     attributed,
     compared,
@@ -27,7 +28,6 @@ from mixnas.jobs.show import open_run
 from mixnas.run import STAGES, Run
 
 FOLDER = "replay"
-TRIALS = "trials.csv"
 SUMMARY = "summary.json"
 UNLOGGED = {SUMMARY: ("seconds",)}
 """What a file holds that no log does."""
@@ -110,8 +110,8 @@ def replay(
 def _lacking(found: Replayed, products: Mapping[str, Any]) -> Iterator[str]:
     """Say what the logs do not reach."""
     if found.facts is None:
-        before = "the finalists are in no log (the run is of before they were logged)"
-        reason = before if found.run.done("finalists") else "the run has no winner yet"
+        lost = f"{verdicts.LOG} is not there: lost, or the run was made before it was kept"
+        reason = lost if found.run.done("finalists") else "the run has no winner yet"
         yield f"winner, summary and attribution: {reason}"
     elif found.winner is None:
         yield "winner and summary: the run has no finalists yet"

@@ -200,6 +200,11 @@ def replayed(run: Run) -> Replayed:
     except (KeyError, TypeError):
         raise RunConflict(f"run {run.path}: {SETTINGS} lacks what a search keeps there") from None
     if not parse(run.file(log_of(0)))[0]:
+        if run.done(stage_of(0)):
+            raise RunConflict(
+                f"{run.file(log_of(0))}: lost or emptied, though the search is done; put the file "
+                "back from a copy of the run"
+            )
         raise RunConflict(f"run '{run.name}' has no log yet: its search has not begun")
     limits = parse_all(settings.budget)
     facts, finalists = verdicts.read(run) or (None, [])

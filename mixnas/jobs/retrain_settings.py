@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from mixnas.errors import InvalidOption, RunConflict
-from mixnas.jobs.settings import DEVICES, among, at_least
+from mixnas.jobs.settings import DEVICES, among, at_least, pixels
 from mixnas.run import Run
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DISTILLATIONS = ("soft", "hard")
-MOST_PIXELS = 4096
 SCRATCH, SUPERNET = "scratch", "supernet"
 TIMM = "timm:"
 
@@ -63,12 +62,11 @@ class RetrainSettings:
             InvalidOption: in one line, with the cure.
         """
         at_least("seed", self.seed, 0)
-        for name, least in (("epochs", 1), ("batch", 2), ("resolution", 16)):
+        for name, least in (("epochs", 1), ("batch", 2)):
             value = getattr(self, name)
             if value is not None:
                 at_least(name, value, least)
-        if self.resolution is not None and self.resolution > MOST_PIXELS:
-            raise InvalidOption(f"resolution {self.resolution}: at most {MOST_PIXELS} pixels")
+        pixels("resolution", self.resolution)
         if self.rate is not None and not 0 < self.rate <= 10:
             raise InvalidOption(f"rate {self.rate:g}: must be above 0 and at most 10")
         among("precision", self.precision, PRECISIONS)

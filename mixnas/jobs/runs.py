@@ -7,34 +7,51 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mixnas.errors import InvalidOption, RunConflict
+from mixnas.errors import InvalidOption, RunConflict, RunDamaged
 from mixnas.jobs import measured_run, retrained
+from mixnas.jobs.audited import made_in
 from mixnas.jobs.measured_run import JOB
 from mixnas.jobs.retrain_settings import words as retrain_command
 from mixnas.jobs.settings import Settings
-from mixnas.run import Run
+from mixnas.run import Run, unreadable
 from mixnas.run import runs as runs_in
 
 STAGES = ("training", "search", "finalists")
+SUMMARY, DAMAGED = "summary.json", "damaged"
 
 
 def runs(folder: str | Path = "runs") -> list[dict[str, Any]]:
-    """Describe each run of a folder, the latest first.
+    """Describe each run of a folder, the latest first, those that cannot be opened last.
 
     Returns:
         For each: run (its name), job (``search``, ``measure``, ``retrain`` or ``export``),
         folder, made (ISO time) and age (seconds since), budget, data, space, state; of a finished
-        search the winner's accuracy, flops and id; and retrained: state, top1 and flops of the
-        retraining that it is or that its folder holds, None if there is none.
+        search the winner's accuracy, flops and id; damage: what is wrong with the files of a run
+        whose state is ``damaged`` (or ``unreadable``: of another format), and the cure, else None;
+        and retrained: state, top1 and flops of the retraining that it is or that its folder holds,
+        None if there is none. Of a run that cannot be opened nothing else is known: None.
+
+    Raises:
+        InvalidOption: if the folder is a file.
     """
     if Path(folder).exists() and not Path(folder).is_dir():
         raise InvalidOption(f"runs {folder}: not a folder; give the folder of all runs")
     found = [_describe(run) for run in runs_in(folder)]
-    return sorted(found, key=lambda row: str(row["made"]), reverse=True)
+    found.sort(key=lambda row: str(row["made"]), reverse=True)
+    return found + [_unopened(path, error) for path, error in unreadable(folder).items()]
+
+
+def _unopened(path: Path, error: RunConflict) -> dict[str, Any]:
+    """Describe a folder whose ``run.json`` does not tell what the run is."""
+    state = DAMAGED if isinstance(error, RunDamaged) else "unreadable"
+    known = {"run": path.name, "folder": str(path), "state": state, "damage": str(error)}
+    unknown = ("made", "age", "data", "space", "accuracy", "flops", "id", "retrained")
+    return {"job": None, "budget": [], **dict.fromkeys(unknown), **known}
 
 
 def _describe(run: Run) -> dict[str, Any]:
     winner, training = _winner(run), _retrained(run)
+    stage, damage = _state(run)
     made = datetime.fromisoformat(run.made["made"])
     return {
         "run": run.name,
@@ -45,7 +62,8 @@ def _describe(run: Run) -> dict[str, Any]:
         "budget": list(run.settings.get("budget", ())),
         "data": run.settings.get("data"),
         "space": run.settings.get("space"),
-        "state": state(run),
+        "state": stage,
+        "damage": damage,
         "accuracy": winner.get("accuracy"),
         "flops": winner.get("flops") or (training or {}).get("flops"),
         "id": winner.get("id"),
@@ -53,12 +71,39 @@ def _describe(run: Run) -> dict[str, Any]:
     }
 
 
+def _state(run: Run) -> tuple[str, str | None]:
+    """Return the state of a run, and what is wrong with its files, if anything."""
+    try:
+        told = state(run)
+        if told == "finished":
+            _check(run)
+    except RunConflict as error:
+        return DAMAGED, str(error)
+    return told, None
+
+
+def _check(run: Run) -> None:
+    """Read what a finished run found.
+
+    Raises:
+        RunConflict: if it is damaged.
+    """
+    if job(run) == JOB:
+        measured_run.shown(run)
+    elif job(run) == retrained.EXPORT_JOB:
+        retrained.exports(run)
+    elif retrained.is_retraining(run):
+        retrained.described(run)
+    elif not isinstance(run.read(SUMMARY), dict) or not (made_in(run) or _winner(run)):
+        raise run.broken(SUMMARY)
+
+
 def _winner(run: Run) -> dict[str, Any]:
     """Return the winner's figures, none if there is no winner or its file is broken."""
     if job(run) != "search":
         return {}
     try:
-        return dict(run.read("summary.json")["winner"]) if finished(run) else {}
+        return dict(run.read(SUMMARY)["winner"]) if finished(run) else {}
     except (RunConflict, ValueError, KeyError, TypeError):
         return {}
 
@@ -88,7 +133,7 @@ def finished(run: Run) -> bool:
         return run.file(retrained.EXPORTS).is_file()
     if retrained.is_retraining(run):
         return retrained.finished(run)
-    return run.file("summary.json").is_file()
+    return run.file(SUMMARY).is_file()
 
 
 def state(run: Run) -> str:

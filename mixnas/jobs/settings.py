@@ -12,6 +12,9 @@ SAMPLERS = ("surrogate", "nsga2", "tpe", "gp", "random", "evolution")
 DEVICES = ("auto", "cpu", "cuda")
 MOST_SEED = 2**62
 MOST_SECONDS = 366 * 24 * 3600.0
+LEAST_PIXELS = 16
+MOST_PIXELS = 1024
+"""Sides of images: at larger ones neither a step nor the count of costs ends in sensible time."""
 
 
 class Listener(Protocol):
@@ -100,14 +103,14 @@ class Settings:
         if not self.budget:
             raise InvalidBudget("no budget given; give one, such as --budget 1.5GFLOPs")
         at_least("trials", self.trials, 1)
-        at_least("seed", self.seed, 0)
-        if self.seed > MOST_SEED:
-            raise InvalidOption(f"seed {self.seed}: give at most {MOST_SEED}")
+        within("seed", self.seed, 0, MOST_SEED)
         at_least("batch", self.batch, 2)
-        for name, least in (("epochs", 1), ("image", 16), ("classes", 2), ("resolution", 16)):
+        for name, least in (("epochs", 1), ("classes", 2)):
             value = getattr(self, name)
             if value is not None:
                 at_least(name, value, least)
+        pixels("image", self.image)
+        pixels("resolution", self.resolution)
         among("sampler", self.sampler, SAMPLERS)
         among("device", self.device, DEVICES)
         if self.time is not None:
@@ -136,6 +139,19 @@ def at_least(name: str, value: object, least: int) -> None:
     """Raise `InvalidOption` unless the value is a whole number of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise InvalidOption(f"{name} {value!r}: a whole number of at least {least} is needed")
+
+
+def within(name: str, value: int, least: int, most: int) -> None:
+    """Raise `InvalidOption` unless the value is a whole number from `least` to `most`."""
+    at_least(name, value, least)
+    if value > most:
+        raise InvalidOption(f"{name} {value}: give at most {most}")
+
+
+def pixels(name: str, side: int | None) -> None:
+    """Raise `InvalidOption` unless an image's side is left to its default or can be computed."""
+    if side is not None:
+        within(name, side, LEAST_PIXELS, MOST_PIXELS)
 
 
 def among(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -91,10 +91,10 @@ def show(run: str | Path | Run, runs: str | Path = "runs") -> dict[str, Any]:
             "retrainings": retrainings,
             "next": retrained.next_step(found, retrainings),
         }
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError):
         raise RunConflict(
-            f"run {found.path}: its files cannot be read ({type(error).__name__}: {error}); "
-            f"remove its summary.json and go on with: {command(found)}"
+            f"run {found.path}: what it found is damaged; remove its summary.json and go on with: "
+            f"{command(found)}"
         ) from None
 
 
@@ -104,12 +104,26 @@ def open_run(name: str | Path, folder: Path) -> Run:
     Raises:
         RunConflict: if there is none.
     """
+    nameless = Path(name).name in ("", "..")  # what has no name of its own: ".", "..", "/"
+    if not str(name) or (nameless and not (Path(name) / SETTINGS).is_file()):
+        raise _nameless(str(name), folder)
     try:
         if not (folder / name / SETTINGS).is_file() and (Path(name) / SETTINGS).is_file():
-            return Run.open(Path(name) if Path(name).name else Path(name).resolve())
+            return Run.open(Path(name).resolve() if nameless else Path(name))
         return Run.open(folder / name)
     except OSError as error:
         raise RunConflict(f"run '{str(name)[:60]}': cannot be opened ({error.strerror})") from None
+
+
+def _nameless(given: str, folder: Path) -> RunConflict:
+    """Return the error for what names no run by itself: nothing, or a folder like ``.``."""
+    known = sorted(run.name for run in runs_in(folder))
+    there = f"known there: {', '.join(known)}" if known else "there are none yet"
+    fault = f"the folder {Path(given).resolve()} is no run's" if given else "the name is empty"
+    return RunConflict(
+        f"run '{given}': {fault}; give the name of a run in {folder} ({there}), or the path of a "
+        "run's folder"
+    )
 
 
 def _comparisons(run: Run) -> Iterator[dict[str, str]]:

@@ -11,7 +11,7 @@ from mixnas.cost.limit import MEASURED, Limit, parse_all
 from mixnas.cost.memory import PeakMemory
 from mixnas.cost.table import Additive, CostTable, Peaking
 from mixnas.errors import BudgetUnreachable, InvalidBudget
-from mixnas.jobs.settings import at_least
+from mixnas.jobs.settings import at_least, pixels
 from mixnas.space import SearchSpace, find, shipped
 
 Tables = Mapping[str, Additive | Peaking]
@@ -51,9 +51,9 @@ def spaces(
         BudgetUnreachable: if nothing of the one space asked for fits.
     """
     limits = _limits((budget,) if isinstance(budget, str) else budget)
-    for name, value, least in (("image", image, 16), ("classes", classes, 2)):
-        if value is not None:
-            at_least(name, value, least)
+    pixels("image", image)
+    if classes is not None:
+        at_least("classes", classes, 2)
     found = []
     for name in [space] if space is not None else list(shipped()):
         loaded = SearchSpace.load(name)

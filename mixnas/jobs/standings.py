@@ -84,7 +84,7 @@ def sound(result: object, images: int) -> bool:
         isinstance(hits, str)
         and len(hits) == images == result.get("images")
         and set(hits) <= {"0", "1"}
-        and all(isinstance(figure, int | float) for figure in figures)
+        and all(isinstance(figure, int | float) and math.isfinite(figure) for figure in figures)
     )
 
 

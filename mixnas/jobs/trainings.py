@@ -8,6 +8,7 @@ import io
 import time
 from collections.abc import Iterator, Mapping
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,10 @@ def train(task: Mapping[str, Any], *, every: float = EVERY) -> dict[str, Any]:
         return {"reason": str(error), "steps": keeper.trainer.step, "seconds": keeper.seconds}
     taken = {"steps": keeper.trainer.step, "seconds": keeper.seconds}
     split = task.get("split", "report")
-    return judge(keeper.trainer.network, data.batches(split, batch=JUDGED)) | taken
+    told = judge(keeper.trainer.network, data.batches(split, batch=JUDGED))
+    if not isfinite(told["loss"]):
+        return {"reason": f"its loss on new images is {told['loss']}", **taken}
+    return told | taken
 
 
 def trainer(task: Mapping[str, Any], data: datasets.Data, recipe: AloneRecipe) -> AloneTrainer:

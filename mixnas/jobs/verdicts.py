@@ -100,13 +100,19 @@ def check(run: Run, finalists: Sequence[Mapping[str, Any]], trials: Iterable[int
     known = list(trials)
     for entry in finalists:
         wrong = [part for part in ("rank", "report") if not _scored(entry.get(part))]
-        wrong += [] if entry.get("number") in known else ["number"]
+        wrong += [] if type(entry.get("number")) is int else ["number"]
         wrong += [name for name in ("flops", "params") if type(entry.get(name)) is not int]
         wrong += [] if isinstance(entry.get("predicted"), Mapping) else ["predicted"]
         if wrong:
             raise RunConflict(
                 f"{run.file(LOG)}: finalist {entry.get('number')!r} has no usable "
                 f"{wrong[0]}; put the file back from a copy of the run"
+            )
+        if entry["number"] not in known:
+            raise RunConflict(
+                f"{run.file(LOG)}: finalist {entry['number']!r} is no trial of the search's log: "
+                "one of the two files is damaged, or of another run; put both back from a copy "
+                "of the run"
             )
 
 

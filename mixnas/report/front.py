@@ -67,8 +67,14 @@ def front_heads(front: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def front_cells(front: Mapping[str, Any], winner: int | None) -> Iterator[list[str]]:
-    """Yield the cells of each point; the winner has a star."""
+def front_cells(front: Mapping[str, Any], winner: int | None, least: float) -> Iterator[list[str]]:
+    """Yield the cells of each point; the winner has a star.
+
+    Args:
+        front: one of ``fronts.json``.
+        winner: number of its trial.
+        least: chance of beating the cheaper neighbour below which the two are not told apart.
+    """
     points, cost = front["points"], front["cost"]
     told = [(name, kind) for kind in ("predicted", "measured") for name in _columns(points, kind)]
     for point in points:
@@ -80,7 +86,7 @@ def front_cells(front: Mapping[str, Any], winner: int | None) -> Iterator[list[s
             f"{again['loss']:.4f} ({again['loss_low']:.4f} to {again['loss_high']:.4f})",
             f"{again['accuracy']:.1%} ({again['accuracy_low']:.1%} to "
             f"{again['accuracy_high']:.1%})",
-            _chance(point),
+            _chance(point, least),
             *(_span(name, point[kind].get(name)) for name, kind in told),
         ]
 
@@ -158,7 +164,9 @@ def fronts_sections(run: Run, winner: int) -> Iterator[str]:
     yield "<h2>Fronts, judged afresh</h2>" + image(run, FRONTS, "fronts as chosen and as judged")
     for front in told["fronts"]:
         yield f"<h3>Over {escape(_head(front['cost']))}</h3>"
-        yield table(front_heads(front), front_cells(front, winner), figures=True)
+        yield table(
+            front_heads(front), front_cells(front, winner, told["told_apart"]), figures=True
+        )
     yield pairs(fronts_rows(told))
     yield "<h3>What FLOPs do not say of the front's mixers</h3>"
     yield table(CONVENTION_HEADS, convention_cells(told["conventions"]), figures=True)
@@ -231,12 +239,13 @@ def _span(name: str, value: Mapping[str, float] | None) -> str:
     return f"{texts[0]} ({texts[1]} to {texts[2]})"
 
 
-def _chance(point: Mapping[str, Any]) -> str:
+def _chance(point: Mapping[str, Any], least: float) -> str:
     if point["chance"] is None:
         return "-"
     share = f"{min(max(point['chance'], 0.01), 0.99):.0%}"
     sign = ">" if point["chance"] > 0.99 else "<" if point["chance"] < 0.01 else ""
-    return sign + share + ("" if point["told_apart"] else ", not told apart")
+    other = ", worse" if point["chance"] <= 1 - least else ", not told apart"
+    return sign + share + ("" if point["told_apart"] else other)
 
 
 def _points(front: Mapping[str, Any], least: float) -> str:

@@ -1,6 +1,8 @@
 """What a search or a comparison found, and the list of runs."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -116,10 +118,13 @@ def _comparisons(show: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield Text(one["sentence"])
 
 
-def runs(found: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Render what `mixnas.jobs.runs` returned."""
+def runs(found: Sequence[Mapping[str, Any]], folder: str | Path = "runs") -> RenderableType:
+    """Render what `mixnas.jobs.runs` returned of a folder."""
     if not found:
-        return Text("no runs yet; begin with: mixnas search --budget 1.5GFLOPs")
+        where = [] if Path(folder) == Path("runs") else ["--runs", str(folder)]
+        begin = shlex.join(["mixnas", "search", "--budget", "1.5GFLOPs", *where])
+        lacking = "runs" if Path(folder).is_dir() else f"folder {folder}"
+        return Text(f"no {lacking} yet; begin with: {begin}")
     heads = ("run", "budget", "data", "state", "accuracy", "retrained", "FLOPs", "made")
     table = grid(*heads, words=4)
     for run in found:
@@ -127,14 +132,15 @@ def runs(found: Sequence[Mapping[str, Any]]) -> RenderableType:
             run["run"],
             ", ".join(run["budget"]) or "-",
             str(run["data"] or "-"),
-            "measured table" if run["job"] == "measure" else run["state"],
+            "measured table" if (run["job"], run["damage"]) == ("measure", None) else run["state"],
             "-" if run["accuracy"] is None else f"{run['accuracy']:.1%}",
             _retrained(run["retrained"]),
             "-" if run["flops"] is None else amount("flops", run["flops"]),
-            f"{duration(run['age'])} ago",
+            "-" if run["age"] is None else f"{duration(run['age'])} ago",
         )
         table.add_row(*map(Text, cells))
-    return Group(table, Text(HOW_LISTED))
+    damage = (Text(run["damage"]) for run in found if run["damage"])
+    return Group(table, Text(HOW_LISTED), *damage)
 
 
 def _retrained(one: Mapping[str, Any] | None) -> str:
@@ -172,11 +178,12 @@ def _fronts(show: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield heading("The front: the least loss at each cost")
         yield _front(show["front"], winner)
         return
+    least = show["fronts"]["told_apart"]
     for front in show["fronts"]["fronts"]:
         heads = front_heads(front)
         yield heading(f"The front: the least loss at each cost, over {heads[1]}")
         table = grid(*map(escape, heads), words=0)
-        for cells in front_cells(front, winner):
+        for cells in front_cells(front, winner, least):
             table.add_row(*cells)
         yield table
     yield rows(dict(fronts_rows(show["fronts"])))
