@@ -138,13 +138,13 @@ def test_the_reckoning_is_that_of_the_draws(run, problem, cost):
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_a_dry_run_counts_the_control_before_it_is_chosen(run, seeds):
-    settings = {"seeds": seeds, "random": 0, "epochs": 1, "dry_run": True, "name": "dry"}
-    with_it = compare(run, only=["equal"], **settings)
+    settings = {"seeds": seeds, "random": 1, "epochs": 1, "dry_run": True, "name": "dry"}
+    with_it = compare(run, only=["random", "equal"], **settings)
     without = compare(run, only=["random"], **settings)
     assert (with_it.to_come, without.to_come) == (1, 0)
     assert with_it.first == with_it.equal["networks"]
-    assert without.rows()["trainings"].startswith(f"{seeds} of ")
-    assert with_it.rows()["trainings"].startswith(f"{2 * seeds} of ")
+    assert without.rows()["trainings"].startswith(f"{2 * seeds} of ")
+    assert with_it.rows()["trainings"].startswith(f"{3 * seeds} of ")
     assert with_it.seconds > replace(with_it, to_come=0).seconds
     assert f"{with_it.first} random networks are trained first" in with_it.rows()["equal"]
 
