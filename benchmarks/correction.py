@@ -15,30 +15,28 @@ from pathlib import Path
 import numpy as np
 import pandas
 from numpy.typing import NDArray
-from scipy.stats import kendalltau
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from mixnas.ranking import Ranking, ceiling
+
 AUDIT = Path(__file__).parent / "protocol" / "audit.csv"
+SEEDS = ["loss_seed0", "loss_seed1"]
 FIRST = 24
 """Networks near the budget that the protocol asked for."""
-DRAWS = 2000
 ALPHAS = np.logspace(-1, 3, 9)
 """Strengths of the ridge, of which the regression chooses by what it has seen."""
 WIDTH_AND_DEPTH = ["depth", "width"]
 TRAITS = [*WIDTH_AND_DEPTH, "ratio", "coarse", "flops"]
 
 
-def tau(foretold: NDArray[np.float64], true: NDArray[np.float64]) -> str:
-    """Return Kendall's tau with its 95 % bootstrap interval over networks, in words."""
-    rng = np.random.default_rng(0)
-    drawn = [rng.integers(0, len(true), len(true)) for _ in range(DRAWS)]
-    ends = np.nanquantile(
-        [kendalltau(foretold[i], true[i]).statistic for i in drawn], [0.025, 0.975]
-    )
-    return f"{kendalltau(foretold, true).statistic:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
+def tau(foretold: NDArray[np.float64], rows: pandas.DataFrame) -> str:
+    """Return Kendall's tau with its 95 % interval over networks, the audit's own, in words."""
+    columns = (SEEDS, ["accuracy_seed0", "accuracy_seed1"], "load")
+    told = Ranking(foretold, *(rows[names].to_numpy() for names in columns)).estimates()["tau"]
+    return f"{told.value:.3f} [{told.low:.3f}, {told.high:.3f}]"
 
 
 def foretold(rows: pandas.DataFrame, columns: list[str]) -> NDArray[np.float64]:
@@ -50,17 +48,16 @@ def foretold(rows: pandas.DataFrame, columns: list[str]) -> NDArray[np.float64]:
 
 def describe(name: str, rows: pandas.DataFrame, shares: list[str]) -> None:
     """Print the tau of each ranking of some networks."""
-    true = rows["loss"].to_numpy()
-    seeds = kendalltau(rows["loss_seed0"], rows["loss_seed1"]).statistic
-    print(f"{name}: {len(rows)} networks, one training against the other {seeds:.3f}")
-    print(f"  the supernet                       {tau(rows['supernet_loss'].to_numpy(), true)}")
+    between = ceiling(rows[SEEDS].to_numpy())
+    print(f"{name}: {len(rows)} networks, one training against the other {between:.3f}")
+    print(f"  the supernet                       {tau(rows['supernet_loss'].to_numpy(), rows)}")
     for label, columns in {
         "corrected by width and depth": ["supernet_loss", *WIDTH_AND_DEPTH],
         "by all traits but mixers": ["supernet_loss", *TRAITS],
         "by all traits": ["supernet_loss", *TRAITS, *shares],
         "traits alone, without a supernet": [*TRAITS, *shares],
     }.items():
-        print(f"  {label:<34} {tau(foretold(rows, columns), true)}")
+        print(f"  {label:<34} {tau(foretold(rows, columns), rows)}")
 
 
 def main() -> None:

@@ -207,22 +207,18 @@ class Run:
 
 def runs(root: str | Path) -> list[Run]:
     """Return the runs in a folder, by name; folders that cannot be read as a run are left out."""
-    found = []
-    for folder in _folders(root):
-        with suppress(RunConflict):
-            found.append(Run(folder, _read_settings(folder)))
-    return found
+    return opened(root)[0]
 
 
-def unreadable(root: str | Path) -> dict[Path, RunConflict]:
-    """Return the folders that `runs` leaves out, by name, each with what is wrong with it."""
-    found = {}
+def opened(root: str | Path) -> tuple[list[Run], dict[Path, RunConflict]]:
+    """Return the runs in a folder, and what is wrong with the folders that `runs` leaves out."""
+    found, damaged = [], {}
     for folder in _folders(root):
         try:
-            _read_settings(folder)
+            found.append(Run(folder, _read_settings(folder)))
         except RunConflict as error:
-            found[folder] = error
-    return found
+            damaged[folder] = error
+    return found, damaged
 
 
 def _folders(root: str | Path) -> list[Path]:

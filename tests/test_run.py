@@ -11,7 +11,7 @@ import pandas
 import pytest
 
 from mixnas.errors import InvalidOption, RunConflict, StorageFull
-from mixnas.run import Run, runs, unreadable
+from mixnas.run import Run, opened, runs
 
 SETTINGS = {"space": {"image": 224, "mixers": ("aff", "hilo")}, "seed": 0, "budget": ["1.5GFLOPs"]}
 
@@ -169,7 +169,7 @@ def test_unreadable_settings(tmp_path, text):
     with pytest.raises(RunConflict, match=r"is damaged; put the file back|reads format 1"):
         Run.open(tmp_path / "one")
     assert [run.name for run in runs(tmp_path)] == ["good"]
-    (told,) = unreadable(tmp_path).items()
+    (told,) = opened(tmp_path)[1].items()
     assert told[0] == tmp_path / "one"
     assert str(tmp_path / "one") in str(told[1])
     assert "Error" not in str(told[1])

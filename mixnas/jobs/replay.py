@@ -39,6 +39,7 @@ FOLLOWING = (
     *(f"{SUMMARY}, {part}" for part in ("front", "supernet", "trials", "racing")),
 )
 """What is made of the trials and of the fronts' answers, and differs where these do."""
+LOST = "is not there: lost, or the run was made before it was kept"
 NEVER = (
     "best.safetensors: its weights are in no log; supernet.safetensors: compared with the SHA-256 "
     "in supernet.json alone",
@@ -82,8 +83,9 @@ def replay(
         found, spent = replayed(kept), _spent(kept)
         products = {name: plain(data) for name, data in found.products()}
         counted = None if any(found.lost()) else found.counted(listener)
-        states = [row["state"] for row in found.rows()]
-        rows, wanted = _as_written(kept, found.rows(), products)
+        made = found.rows()
+        states = [row["state"] for row in made]
+        rows, wanted = _as_written(kept, made, products)
         strange, unsaid = _attributed(found, counted)
         differing = [*_kept(found), *tabled(kept, TRIALS, rows, {"images"}, "trials")]
         more = [*_compared(kept, wanted), *strange]
@@ -110,7 +112,7 @@ def replay(
 def _lacking(found: Replayed, products: Mapping[str, Any]) -> Iterator[str]:
     """Say what the logs do not reach."""
     if found.facts is None:
-        lost = f"{verdicts.LOG} is not there: lost, or the run was made before it was kept"
+        lost = f"{verdicts.LOG} {LOST}"
         reason = lost if found.run.done("finalists") else "the run has no winner yet"
         yield f"winner, summary and attribution: {reason}"
     elif found.winner is None:
@@ -118,8 +120,7 @@ def _lacking(found: Replayed, products: Mapping[str, Any]) -> Iterator[str]:
     elif front.FILE not in products:
         yield f"{front.FILE}: the front's answers are in no log"
     if found.facts is not None and not found.run.file(reuse.RECORD).is_file():
-        why = "is not there: lost, or the run was made before it was kept"
-        yield f"{reuse.RECORD}: {why}; the supernet's weights are not compared"
+        yield f"{reuse.RECORD}: {LOST}; the supernet's weights are not compared"
     if _before_beaten(found.run):
         yield (
             f"{SUMMARY}, trials: made before those that a race stopped were told apart; they "

@@ -13,8 +13,7 @@ from mixnas.jobs.audited import made_in
 from mixnas.jobs.measured_run import JOB
 from mixnas.jobs.retrain_settings import words as retrain_command
 from mixnas.jobs.settings import Settings
-from mixnas.run import Run, unreadable
-from mixnas.run import runs as runs_in
+from mixnas.run import Run, opened
 
 STAGES = ("training", "search", "finalists")
 SUMMARY, DAMAGED = "summary.json", "damaged"
@@ -36,9 +35,10 @@ def runs(folder: str | Path = "runs") -> list[dict[str, Any]]:
     """
     if Path(folder).exists() and not Path(folder).is_dir():
         raise InvalidOption(f"runs {folder}: not a folder; give the folder of all runs")
-    found = [_describe(run) for run in runs_in(folder)]
+    there, damaged = opened(folder)
+    found = [_describe(run) for run in there]
     found.sort(key=lambda row: str(row["made"]), reverse=True)
-    return found + [_unopened(path, error) for path, error in unreadable(folder).items()]
+    return found + [_unopened(path, error) for path, error in damaged.items()]
 
 
 def _unopened(path: Path, error: RunConflict) -> dict[str, Any]:
