@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mixnas.jobs.replay import replay as replay
     from mixnas.jobs.retrain import retrain as retrain
     from mixnas.jobs.search import search as search
+    from mixnas.jobs.sweep import sweep as sweep
     from mixnas.network import Network as Network
     from mixnas.network import build as build
     from mixnas.run import Run as Run
@@ -46,6 +47,7 @@ _HOMES = {
     "replay": "mixnas.jobs.replay",
     "retrain": "mixnas.jobs.retrain",
     "search": "mixnas.jobs.search",
+    "sweep": "mixnas.jobs.sweep",
 }
 """Where each public name lives; it is imported when it is first used."""
 

@@ -80,6 +80,10 @@ class StorageFull(MixnasError):
     """The disk refused a write; what was there before is still whole."""
 
 
+class RemoteFailed(MixnasError):
+    """An address where runs are kept that cannot be reached, or refuses."""
+
+
 class UnknownNetwork(MixnasError):
     """No published network has that name."""
 

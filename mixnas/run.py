@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from mixnas.errors import InvalidOption, RunConflict, RunDamaged, did_you_mean
+from mixnas.remote import Keeping, fetch, placed, rooted
 from mixnas.storage import Held, guarded, write
 
 if TYPE_CHECKING:
@@ -40,7 +41,14 @@ class Run:
         made: the whole of ``run.json``: settings, time, versions, git commit, device.
     """
 
-    def __init__(self, path: Path, made: Mapping[str, Any], lock: Held | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        made: Mapping[str, Any],
+        lock: Held | None = None,
+        keeping: Keeping | None = None,
+    ) -> None:
+        self._keeping = keeping
         self.path = path
         self.made = dict(made)
         self.settings: dict[str, Any] = self.made["settings"]
@@ -68,7 +76,19 @@ class Run:
             RunConflict: if the folder was made with other settings, is no run, or is in use.
             StorageFull: if the disk is full.
         """
-        path = Path(root) / _plain(name)
+        path = rooted(root) / _plain(name)
+        keeping = Keeping.begin(path)
+        try:
+            return cls._made(path, settings, device, keeping)
+        except BaseException:
+            if keeping is not None:
+                keeping.abandon()
+            raise
+
+    @classmethod
+    def _made(
+        cls, path: Path, settings: Mapping[str, Any], device: str | None, keeping: Keeping | None
+    ) -> Self:
         wanted = json.loads(json.dumps(dict(settings)))
         try:
             with guarded(path):
@@ -83,9 +103,9 @@ class Run:
         if (path / SETTINGS).exists():
             made = _read_settings(path)
             _compare(path, made["settings"], wanted)
-            return cls(path, made, lock)
+            return cls(path, made, lock, keeping)
         made = {"format": FORMAT, "settings": wanted, **provenance(device)}
-        run = cls(path, made, lock)
+        run = cls(path, made, lock, keeping)
         run.write(SETTINGS, made)
         return run
 
@@ -96,7 +116,19 @@ class Run:
         Raises:
             RunConflict: if there is no such run, or it is in use and the lock is wanted.
         """
-        path = Path(path)
+        path = placed(path)
+        keeping = Keeping.begin(path) if lock else None
+        try:
+            return cls._opened(path, lock, keeping)
+        except BaseException:
+            if keeping is not None:
+                keeping.abandon()
+            raise
+
+    @classmethod
+    def _opened(cls, path: Path, lock: bool, keeping: Keeping | None) -> Self:
+        if not lock:
+            fetch(path)
         if not (path / SETTINGS).is_file():
             known = [folder.name for folder in _folders(path.parent)]
             hint = did_you_mean(path.name, known) if known else "there are no runs there"
@@ -105,7 +137,7 @@ class Run:
             return cls(path, _read_settings(path))
         held = Held(path / LOCK, "run")
         _sweep(path)
-        return cls(path, _read_settings(path), held)
+        return cls(path, _read_settings(path), held, keeping)
 
     @property
     def name(self) -> str:
@@ -185,10 +217,19 @@ class Run:
         self.write(STAGES, {**self.stages, stage: {"at": _now(), **facts}})
 
     def close(self) -> None:
-        """Release the lock."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        """Release the lock; of a run at an address, upload what is left.
+
+        Raises:
+            RemoteFailed: if that fails; what was done is whole here.
+        """
+        keeping, self._keeping = self._keeping, None
+        try:
+            if keeping is not None:
+                keeping.end()
+        finally:
+            if self._lock is not None:
+                self._lock.close()
+                self._lock = None
 
     def __enter__(self) -> Self:
         return self

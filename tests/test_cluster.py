@@ -19,6 +19,7 @@ from searching import Toy, evaluate, finish, make_evaluator
 
 from mixnas import cluster
 from mixnas.asktell import read_trials
+from mixnas.cluster import Crew
 from mixnas.errors import EvaluationFailed, InvalidOption
 from mixnas.evaluate import Failure
 
@@ -74,7 +75,7 @@ def test_workers_do_not_change_the_trials(toy, tmp_path, monkeypatch, capfd):
     alone = finish(toy.search(tmp_path / "alone", trials=75, population=20))
     search = toy.search(tmp_path / "log", trials=75, population=20)
     seen = []
-    cluster.evaluate(search, make_evaluator, workers=2, batch=5, progress=seen.append)
+    cluster.evaluate(search, make_evaluator, Crew(2), batch=5, progress=seen.append)
     assert search.finished
     assert search.trials == alone.trials == read_trials(tmp_path / "log")
     assert sorted(trial.number for trial in seen) == list(range(75))
@@ -85,7 +86,7 @@ def test_workers_do_not_change_the_trials(toy, tmp_path, monkeypatch, capfd):
 def test_a_race_is_the_same_for_any_number_of_workers(toy, tmp_path):
     alone = raced(toy.search(tmp_path / "alone", racing=0.01, population=20))
     search = toy.search(tmp_path / "log", racing=0.01, population=20)
-    assert cluster.evaluate(search, Judge, workers=2, batch=3) == 0  # it judges nothing again
+    assert cluster.evaluate(search, Judge, Crew(2), batch=3) == {}  # it judges nothing again
     assert search.trials == alone.trials == read_trials(tmp_path / "log")
     assert sum(trial.score.beaten_by is not None for trial in search.trials) > 5
 
@@ -95,7 +96,7 @@ def test_bad_architectures_fail_alone(toy, tmp_path, capfd):
     first = [preview.ask().arch.id for _ in range(10)]
     search = toy.search(tmp_path / "log", trials=30, population=10)
     make = partial(Sometimes, raises=first[1], kills=first[3], nan=first[6])
-    cluster.evaluate(search, make, workers=1, batch=5)
+    cluster.evaluate(search, make, Crew(1), batch=5)
     assert search.complete == 30
     failed = {trial.number: trial.reason for trial in search.trials if trial.state == "failed"}
     assert failed == {
@@ -110,7 +111,7 @@ def test_bad_architectures_fail_alone(toy, tmp_path, capfd):
 def test_an_evaluator_that_cannot_be_built(toy, tmp_path):
     search = toy.search(tmp_path / "log", trials=30)
     with pytest.raises(EvaluationFailed, match="could not be built: ValueError: no weights here"):
-        cluster.evaluate(search, _no_weights, workers=1)
+        cluster.evaluate(search, _no_weights, Crew(1))
     assert not any(trial.score for trial in search.trials)
 
 
@@ -130,7 +131,7 @@ from pathlib import Path
 from searching import Toy, make_evaluator
 from mixnas import cluster
 cluster.evaluate(Toy().search(Path({str(log)!r}), trials=60),
-                 partial(make_evaluator, 0.3), workers=2, batch=3)
+                 partial(make_evaluator, 0.3), cluster.Crew(2), batch=3)
 """
     with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL) as process:
         while not (log.exists() and sum(t.state == "complete" for t in read_trials(log)) > 13):
@@ -202,7 +203,7 @@ def test_tasks_come_back_as_they_finish_and_bad_ones_fail_alone(tmp_path, capfd)
         {"name": "last"},
     ]
     results = []
-    for index, result in cluster.each(partial(perform, greeting="hi"), tasks, workers=2):
+    for index, result in cluster.each(partial(perform, greeting="hi"), tasks, Crew(2)):
         results.append((index, result))
         if index == 4:
             (tmp_path / "last").touch()
@@ -222,7 +223,7 @@ def test_tasks_come_back_as_they_finish_and_bad_ones_fail_alone(tmp_path, capfd)
 
 
 def test_workers_work_at_once_with_the_threads_they_are_given(tmp_path):
-    answers = cluster.each(meet, [str(tmp_path)] * 2, workers=2, threads=2)
+    answers = cluster.each(meet, [str(tmp_path)] * 2, Crew(2, cpus=2))
     (_, first), (_, second) = answers
     assert first == second
     assert len(first[0]) == 2
@@ -236,15 +237,15 @@ def test_tasks_closed_early_leave_nothing_and_a_search_can_follow(toy, tmp_path)
         *({"name": "long", "until": str(tmp_path / "never")} for _ in range(3)),
     ]
     others = set(psutil.Process().children(recursive=True))
-    answers = cluster.each(perform, tasks, workers=2)
+    answers = cluster.each(perform, tasks, Crew(2))
     assert next(answers)[0] == 0
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
     assert _heard_by(family) == {"127.0.0.1"}  # nobody else on the network can reach it
     answers.close()
     assert set(psutil.Process().children(recursive=True)) <= others
-    assert list(cluster.each(perform, [], workers=2)) == []
+    assert list(cluster.each(perform, [], Crew(2))) == []
     search = toy.search(tmp_path / "log", trials=10, population=5)
-    cluster.evaluate(search, make_evaluator, workers=1, batch=5)
+    cluster.evaluate(search, make_evaluator, Crew(1), batch=5)
     assert search.finished
 
 
@@ -257,7 +258,7 @@ from pathlib import Path
 from mixnas import cluster
 from test_cluster import perform
 tasks = [{{"name": "quick"}}, *({{"name": "long", "until": "/never"}} for _ in range(3))]
-for index, _ in cluster.each(perform, tasks, workers=2):
+for index, _ in cluster.each(perform, tasks, cluster.Crew(2)):
     Path({str(tmp_path / "ready")!r}).touch()
 """
     with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL) as process:
@@ -276,6 +277,6 @@ for index, _ in cluster.each(perform, tasks, workers=2):
 
 def test_tasks_need_workers_and_no_more_gpus_than_there_are():
     with pytest.raises(InvalidOption, match="workers=0 is not allowed"):
-        next(cluster.each(perform, [{"name": "one"}], workers=0))
+        Crew(0)
     with pytest.raises(InvalidOption, match="gpus=99 for each worker, but there are"):
-        next(cluster.each(perform, [{"name": "one"}], workers=1, gpus=99))
+        next(cluster.each(perform, [{"name": "one"}], Crew(1, gpus=99)))

@@ -109,7 +109,7 @@ def test_a_lost_worker_takes_no_training_away(run, problem, tmp_path, monkeypatc
     control = EqualCompute.of(run, problem, RECIPE)
     control = replace(control, archs=control.archs[:2])
 
-    def each(_, tasks, **options):
+    def each(_, tasks, crew):
         for index, _ in enumerate(tasks):
             yield index, {"loss": 1.0} if index else Failure("its worker was killed")
 

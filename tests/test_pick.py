@@ -557,11 +557,10 @@ def test_the_command_line(root, cli):
     words = ["pick", "source", "--budget", "100KFLOPs", "--time", "2s", "--runs", root]
     code, out, err = cli(*words, "--json")
     assert (code, err) == (0, "")
-    (kept,) = (root / "source" / "picks").glob("*.found.json")
-    assert json.loads(out) == json.loads(kept.read_text())
+    found = json.loads(out)
     code, out, _ = cli(*words, "--quiet")
     assert code == 0
-    assert json.loads(kept.read_text())["id"] in out  # in two seconds another may be found
+    assert found["id"] in out
     assert "mixnas retrain" in out
     code, _, err = cli("pick", "source", "--budget", "200KFLOPs", "--runs", root)
     assert code == 2

@@ -8,15 +8,17 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from raced import IMAGES, Judge, Recorded, raced
 from scipy import stats
 from searching import SPACE, Toy
 from sklearn.linear_model import LinearRegression
 
 from mixnas.asktell import best, front, images, read_trials
-from mixnas.asktell.trial import Trial, outcome, rival, tell_line
+from mixnas.asktell.trial import WITNESSES, Rivals, Trial, outcome, rival, tell_line
 from mixnas.errors import InvalidOption, RunConflict
-from mixnas.evaluate import Score, SupernetEvaluator
+from mixnas.evaluate import Failure, Score, SupernetEvaluator
 from mixnas.jobs.settings import Settings
 from mixnas.network import Network
 from mixnas.racing import BATCH, IMAGES_EACH, Race, RacingEvaluator, Rival, portions, run
@@ -270,6 +272,36 @@ def test_the_first_generation_has_no_rivals_and_later_ones_are_dominated(undistu
         assert over.cost <= trial.cost
         assert over.loss < trial.loss
         assert over.score.beaten_by is None
+
+
+trials_of_any_kind = st.lists(
+    st.tuples(
+        st.integers(0, 6),  # the cost
+        st.integers(0, 4),  # the loss
+        st.integers(0, 2),  # the accuracy
+        st.sampled_from(["whole", "whole", "whole", "beaten", "failed"]),
+    ),
+    max_size=40,
+)
+
+
+@given(kinds=trials_of_any_kind, at=st.integers(-1, 8), halves=st.integers(0, 40))
+def test_a_rival_is_the_best_of_those_that_are_no_dearer(arch, kinds, at, halves):
+    trials = []
+    for number, (cost, loss, accuracy, kind) in enumerate(kinds):
+        score = Score(accuracy / 2, float(loss), 100, 0.0, "0" * 12 if kind == "beaten" else None)
+        told = Failure("no such network") if kind == "failed" else score
+        trials.append(Trial(number, arch, {"flops": cost}).told(told))
+    rivals = Rivals(trials[:halves])
+    rivals.add(trials[halves:])
+    found = rivals.of(at)
+    wanted = best(trial for trial in trials if trial.cost <= at)
+    if wanted is None:
+        assert found is None
+        return
+    others = [trial for trial in trials if trial.contends and trial is not wanted][:WITNESSES]
+    witnesses = tuple(Rival(trial.arch, trial.score) for trial in others)
+    assert found == Rival(wanted.arch, wanted.score, witnesses)
 
 
 def test_the_beaten_are_never_chosen(undisturbed):

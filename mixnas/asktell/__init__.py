@@ -4,6 +4,7 @@ from mixnas.asktell.export import export_optuna
 from mixnas.asktell.feasible_set import FeasibleSet
 from mixnas.asktell.samplers import SAMPLERS
 from mixnas.asktell.search import Search
+from mixnas.asktell.several import Several
 from mixnas.asktell.trial import Candidate, Trial, best, front, images, read_trials
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Candidate",
     "FeasibleSet",
     "Search",
+    "Several",
     "Trial",
     "best",
     "export_optuna",

@@ -14,7 +14,16 @@ from mixnas.asktell import trial as trials_module
 from mixnas.asktell.feasible_set import FeasibleSet
 from mixnas.asktell.genotype import Genotype
 from mixnas.asktell.log import ANEW, Line, Log, reading
-from mixnas.asktell.trial import Candidate, Genes, Trial, ask_line, asked, outcome, tell_line
+from mixnas.asktell.trial import (
+    Candidate,
+    Genes,
+    Rivals,
+    Trial,
+    ask_line,
+    asked,
+    outcome,
+    tell_line,
+)
 from mixnas.errors import BudgetUnreachable, EvaluationFailed, InvalidOption, RunConflict
 from mixnas.evaluate import Failure, Score
 from mixnas.run import differences
@@ -78,6 +87,10 @@ class Search:
         self._most = feasible.bounds()[1]
         self._stems = self._feasible_stems() if sampler != "random" else ()
         self._trials: list[Trial] = []
+        self._complete = 0
+        self._best: Trial | None = None
+        self._failed: list[Trial] = []
+        self._rivals = Rivals()
         self._seen: set[str] = set()
         self._generation, self._begin, self._size = 0, 0, min(population, trials)
         self._out: set[int] = set()
@@ -92,7 +105,7 @@ class Search:
     @property
     def complete(self) -> int:
         """How many trials have a score."""
-        return sum(trial.state == "complete" for trial in self._trials)
+        return self._complete
 
     @property
     def pending(self) -> list[Trial]:
@@ -111,7 +124,7 @@ class Search:
 
     def best(self) -> Trial | None:
         """Return the complete trial of least loss."""
-        return trials_module.best(self._trials)
+        return self._best
 
     def front(self) -> list[Trial]:
         """Return the trials that no other beats in both loss and first cost, cheapest first."""
@@ -156,7 +169,7 @@ class Search:
         if isinstance(outcome, Score) and not isfinite(outcome.loss + outcome.accuracy):
             outcome = Failure("non-finite loss")
         self._log.append([tell_line(number, outcome)])
-        self._trials[number] = self._trials[number].told(outcome)
+        self._note(number, outcome)
         self._check_failures()
         return self._trials[number]
 
@@ -197,8 +210,7 @@ class Search:
                     self._close_generation()
                 self._record(read)
             else:
-                trial, told = read
-                self._trials[trial.number] = trial.told(told)
+                self._note(read[0].number, read[1])
         self._log.lines.clear()
 
     def _first_cost(self, arch: Architecture) -> int:
@@ -209,23 +221,32 @@ class Search:
         self._seen.add(trial.arch.id)
         self._sampler.asked(trial)
 
+    def _note(self, number: int, outcome: Score | Failure) -> None:
+        """Keep an outcome, and what follows from it."""
+        trial = self._trials[number] = self._trials[number].told(outcome)
+        if trial.score is None:
+            self._failed.append(trial)
+            return
+        self._complete += 1
+        self._best = trials_module.best([trial, *([self._best] if self._best else [])])
+
     def _hand_out(self, trial: Trial) -> Candidate:
         """Hand out a trial with its rival: of earlier generations, so it is the same for any N."""
         self._out.add(trial.number)
         if self.racing is None:
             return Candidate(trial.number, trial.arch)
-        rival = trials_module.rival(self._trials[: self._begin], trial.cost)
-        return Candidate(trial.number, trial.arch, rival)
+        return Candidate(trial.number, trial.arch, self._rivals.of(trial.cost))
 
     def _close_generation(self) -> None:
-        self._sampler.told(self._trials[self._begin :])
+        told = self._trials[self._begin :]
+        self._sampler.told(told)
+        self._rivals.add(told)
         self._generation += 1
         self._begin = len(self._trials)
         self._size = max(1, min(self.population, self._goal - self.complete))
 
     def _check_failures(self) -> None:
-        failed = [trial for trial in self._trials if trial.state == "failed"]
-        allowed = max(10, self._goal // 5)
+        failed, allowed = self._failed, max(10, self._goal // 5)
         if len(failed) > allowed:
             raise EvaluationFailed(
                 f"{len(failed)} of {len(self._trials)} evaluations failed (at most {allowed} may), "

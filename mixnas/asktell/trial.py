@@ -1,6 +1,7 @@
 """What a search hands out and what it knows: `Candidate`, `Trial`, best and front."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import inf, isfinite
@@ -91,18 +92,64 @@ WITNESSES = 12
 """How many of the first trials go with a rival, to correct for the images that were seen."""
 
 
-def rival(trials: Sequence[Trial], cost: int) -> Rival | None:
-    """Return the best trial whose first cost is not above this one: who beats it, dominates.
+class Rivals:
+    """Whom a candidate of some cost is set against, found in the logarithm of the trials' number.
 
-    The first trials are its witnesses, the same ones for every candidate, so that whoever
-    evaluates need not judge ever new ones.
+    Kept are the trials that no cheaper one (or one as cheap) beats, cheapest first: a staircase
+    whose loss falls as the cost rises.
+
+    Args:
+        trials: in the order of their numbers.
     """
-    found = best(trial for trial in trials if trial.cost <= cost)
-    if found is None or found.score is None:
-        return None
-    others = (trial for trial in trials if trial.contends and trial is not found)
-    witnesses = (Rival(trial.arch, trial.score) for trial in others if trial.score)
-    return Rival(found.arch, found.score, tuple(islice(witnesses, WITNESSES)))
+
+    def __init__(self, trials: Iterable[Trial] = ()) -> None:
+        self._costs: list[int] = []
+        self._best: list[Trial] = []
+        self._first: list[Trial] = []
+        self.add(trials)
+
+    def add(self, trials: Iterable[Trial]) -> None:
+        """Let further trials in; those that cannot be chosen are passed over."""
+        for trial in trials:
+            if trial.contends:
+                self._add(trial)
+
+    def of(self, cost: int) -> Rival | None:
+        """Return the best trial whose first cost is not above this one: who beats it, dominates.
+
+        The first trials are its witnesses, the same ones for every candidate, so that whoever
+        evaluates need not judge ever new ones.
+        """
+        place = bisect_right(self._costs, cost)
+        if place == 0:
+            return None
+        found = self._best[place - 1]
+        others = (trial for trial in self._first if trial is not found)
+        witnesses = tuple(islice(map(_judged, others), WITNESSES))
+        return replace(_judged(found), witnesses=witnesses)
+
+    def _add(self, trial: Trial) -> None:
+        if len(self._first) <= WITNESSES:
+            self._first.append(trial)
+        above = bisect_right(self._costs, trial.cost)
+        if above and _rank(self._best[above - 1]) < _rank(trial):
+            return
+        begin = bisect_left(self._costs, trial.cost)
+        end = begin
+        while end < len(self._best) and _rank(trial) < _rank(self._best[end]):
+            end += 1
+        self._costs[begin:end], self._best[begin:end] = [trial.cost], [trial]
+
+
+def _judged(trial: Trial) -> Rival:
+    """Return a contending trial as a rival without witnesses."""
+    assert trial.score is not None
+    return Rival(trial.arch, trial.score)
+
+
+def rival(trials: Iterable[Trial], cost: int) -> Rival | None:
+    """Return the best trial whose first cost is not above this one, with its witnesses."""
+    return Rivals(trials).of(cost)
 
 
 def images(trials: Iterable[Trial]) -> dict[str, int]:

@@ -8,6 +8,7 @@ to the standard output, progress to the standard error.
 # Help lists the commands in this order.
 from mixnas.cli import (  # noqa: F401, I001
     search,
+    sweep,
     show,
     retrain,
     export,

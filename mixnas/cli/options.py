@@ -8,6 +8,7 @@ import typer
 from mixnas.errors import InvalidOption
 
 FIND, TRAIN, SEARCH, RUN = "What to find", "Data and training", "Search", "The run"
+CLUSTER = "Workers"
 
 Space = Annotated[
     str,
@@ -82,10 +83,63 @@ Trainers = Annotated[
         rich_help_panel=TRAIN,
     ),
 ]
+Workers = Annotated[
+    str | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        help="Processes that evaluate; any number finds the same. Default: one a core, or as many "
+        "as the cluster of --address has room for.",
+        rich_help_panel=CLUSTER,
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="ADDRESS",
+        help="Search on a running Ray cluster: auto (one on this machine), HOST:PORT (from a "
+        "machine of the cluster) or ray://HOST:PORT (from elsewhere). Default: a private one.",
+        rich_help_panel=CLUSTER,
+    ),
+]
+CpusPerWorker = Annotated[
+    str,
+    typer.Option(
+        "--cpus-per-worker",
+        metavar="N",
+        help="Processor cores of each worker, or a fraction of one.",
+        rich_help_panel=CLUSTER,
+    ),
+]
+GpusPerWorker = Annotated[
+    str | None,
+    typer.Option(
+        "--gpus-per-worker",
+        metavar="N",
+        help="GPUs of each worker, or a fraction of one such as 0.5. Default: this machine's are "
+        "shared where the supernet is trained on one; none in a cluster.",
+        rich_help_panel=CLUSTER,
+    ),
+]
+TrialTimeout = Annotated[
+    str | None,
+    typer.Option(
+        "--trial-timeout",
+        metavar="TIME",
+        help="How long one evaluation may take, such as 90s or 5m; what takes longer has failed. "
+        "Default: a hundred times what the plan measures, 5m at least.",
+        rich_help_panel=CLUSTER,
+    ),
+]
 Folder = Annotated[
     str,
     typer.Option(
-        "--runs", metavar="FOLDER", help="Folder that holds the runs.", rich_help_panel=RUN
+        "--runs",
+        metavar="FOLDER",
+        help="Folder that holds the runs, or an address such as s3://bucket/runs: then they are "
+        "worked on in the cache folder here, and uploaded twice a minute and at the end.",
+        rich_help_panel=RUN,
     ),
 ]
 Json = Annotated[

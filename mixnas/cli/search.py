@@ -10,18 +10,24 @@ from mixnas.cli.options import (
     RUN,
     SEARCH,
     TRAIN,
+    Address,
     Budget,
     Classes,
+    CpusPerWorker,
     Epochs,
     Folder,
+    GpusPerWorker,
     Image,
     Json,
     Mixers,
     Quiet,
     Space,
+    TrialTimeout,
+    Workers,
     budgets,
     maybe,
     names,
+    number,
     whole,
 )
 from mixnas.cli.output import following, say_found, say_json
@@ -86,6 +92,15 @@ def search(
             rich_help_panel=SEARCH,
         ),
     ] = "0",
+    supernet_seed: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Of splits and training, if it is another than --seed: searches with several "
+            "seeds then share a supernet.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
     racing: Annotated[
         bool,
         typer.Option(
@@ -95,14 +110,11 @@ def search(
             rich_help_panel=SEARCH,
         ),
     ] = True,
-    workers: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N",
-            help="Processes that evaluate; any number finds the same. Default: one a core.",
-            rich_help_panel=SEARCH,
-        ),
-    ] = None,
+    workers: Workers = None,
+    address: Address = None,
+    cpus_per_worker: CpusPerWorker = "1",
+    gpus_per_worker: GpusPerWorker = None,
+    trial_timeout: TrialTimeout = None,
     time: Annotated[
         str | None,
         typer.Option(
@@ -168,11 +180,13 @@ def search(
         batch=whole("--batch", batch),
         resolution=maybe("--resolution", resolution),
         racing=racing,
+        supernet_seed=maybe("--supernet-seed", supernet_seed),
     )
     settings.check()
     crew = maybe("--workers", workers)
     if crew is not None:
         at_least("workers", crew, 1)
+    gpus = None if gpus_per_worker is None else number("--gpus-per-worker", gpus_per_worker)
     results = dry_run and not as_json
     with following(context, results=results, quiet=as_json or quiet, keeps=not dry_run) as listener:
         from mixnas.jobs.search import search as job
@@ -180,6 +194,10 @@ def search(
         found = job(
             **{field.name: getattr(settings, field.name) for field in fields(settings)},
             workers=crew,
+            cpus_per_worker=number("--cpus-per-worker", cpus_per_worker),
+            gpus_per_worker=gpus,
+            address=address,
+            trial_timeout=trial_timeout,
             name=name,
             runs=runs,
             fresh=fresh,

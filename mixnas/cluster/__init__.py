@@ -4,8 +4,9 @@ Nothing else in mixnas imports Ray. Both start a private cluster on this machine
 join one that runs.
 """
 
+from mixnas.cluster.crew import Crew
 from mixnas.cluster.local import scratch
 from mixnas.cluster.tasks import each
 from mixnas.cluster.trials import evaluate
 
-__all__ = ["each", "evaluate", "scratch"]
+__all__ = ["Crew", "each", "evaluate", "scratch"]

@@ -2,51 +2,99 @@
 
 import gc
 import logging
+import math
 import os
 import secrets
 import shutil
 import signal
 import sys
 import tempfile
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private import ray_constants, worker
 
-from mixnas.errors import EvaluationFailed, RunConflict
+from mixnas.cluster.crew import Crew, Node, Note
+from mixnas.cluster.roll import roll
+from mixnas.errors import EvaluationFailed, InvalidOption, RunConflict
 from mixnas.storage import Held
 
-ATTEMPTS = 3
-"""How often something is given to a worker, when workers die over it."""
 STORE = 256 * 1024**2
-"""Bytes of Ray's object store: it carries what all workers share, and nothing else."""
+"""Bytes of a private Ray's object store, beside what all workers share."""
 SOCKET_ROOM = 35
 """Longest scratch path: Ray's socket names add 70 characters, and the kernel allows 107."""
+AGAIN = 5.0
+"""Seconds after which the room of a cluster is looked up again."""
 
 
 @contextmanager
-def connected(workers: int, gpus: float, address: str | None) -> Iterator[Path]:
+def connected(crew: Crew, *, carried: int = 0, note: Note | None = None) -> Iterator[Path]:
     """Have a Ray to run things on, unless there is one already, and a scratch folder.
 
     Args:
-        workers: processes that work at once.
-        gpus: share of a GPU for each.
-        address: a running cluster to join; by default a private one is started and ended.
+        crew: how many processes work at once, with what, and where.
+        carried: bytes that all workers share.
+        note: told of the cluster that was joined.
 
     Raises:
+        InvalidOption: if no machine has what one worker takes, or lacks what workers import.
         EvaluationFailed: if Ray can be neither started nor joined.
     """
+    if crew.address is None:
+        _check_gpus(crew)
     with ExitStack() as stack:
         folder = stack.enter_context(scratch())
-        stack.enter_context(_calm(private=address is None))
+        stack.enter_context(_calm(private=crew.address is None))
         if not ray.is_initialized():
-            stack.enter_context(_cluster(workers, gpus, folder, address))
+            stack.enter_context(_cluster(crew, folder, carried))
+            if crew.address is not None:
+                roll(crew, nodes(), note)
         yield folder
+
+
+def nodes() -> list[Node]:
+    """Return the machines of the cluster that are alive."""
+    return [Node.of(told) for told in ray.nodes() if told["Alive"]]
+
+
+def room(crew: Crew) -> Callable[[], int]:
+    """Return what tells how many workers there is room for: all that was asked, or all that fit."""
+    if crew.workers is not None:
+        return partial(int, crew.workers)
+    return _Room(crew)
+
+
+class _Room:
+    """Counts the workers that the machines of a cluster can hold; machines come and go."""
+
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
+        self._count, self._until = 0, -math.inf
+
+    def __call__(self) -> int:
+        if time.monotonic() > self._until:
+            fitting = sum(self._crew.fitting(node.cpus, node.gpus) for node in nodes())
+            self._count, self._until = max(1, fitting), time.monotonic() + AGAIN
+        return self._count
+
+
+def _check_gpus(crew: Crew) -> None:
+    """Refuse a share of GPUs that this machine does not have."""
+    if not crew.gpus:
+        return
+    import torch
+
+    if crew.gpus > torch.cuda.device_count():
+        raise InvalidOption(
+            f"gpus={crew.gpus:g} for each worker, but there are {torch.cuda.device_count()} here; "
+            "give less"
+        )
 
 
 def why(error: BaseException) -> str:
@@ -54,31 +102,17 @@ def why(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:500]
 
 
-def died(attempts: int) -> str:
-    """Say that workers died over something."""
-    return f"the worker process died, {attempts} times (out of memory?)"
-
-
 @contextmanager
-def _cluster(workers: int, gpus: float, folder: Path, address: str | None) -> Iterator[None]:
+def _cluster(crew: Crew, folder: Path, carried: int) -> Iterator[None]:
     """Start a private Ray, or join one; leave it, with all its processes, at the end."""
     before = signal.getsignal(signal.SIGTERM)
     quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    private: dict[str, Any] = {
-        "num_cpus": workers,
-        "num_gpus": None if gpus else 0,
-        "include_dashboard": False,
-        "object_store_memory": STORE,
-        "_temp_dir": str(folder),
-    }
+    started = {} if crew.address else _private(crew, folder, carried)
     try:
         try:
-            ray.init(address=address or "local", **({} if address else private), **quietly)
+            ray.init(address=crew.address or "local", **started, **quietly)
         except Exception as error:  # Ray raises whatever it likes, a bare Exception included
-            raise EvaluationFailed(
-                f"Ray could not be {'joined' if address else 'started'}: {why(error)}; is there "
-                "memory enough, is the machine busy? Repeat the same command to go on from there"
-            ) from error
+            raise EvaluationFailed(_unreachable(crew, error)) from error
         yield
     finally:
         ray.shutdown()
@@ -87,6 +121,31 @@ def _cluster(workers: int, gpus: float, folder: Path, address: str | None) -> It
             gc.collect()  # Ray forgets the processes that it has ended, and Python would say so
         with suppress(ValueError):  # Ray takes SIGTERM for itself; in a thread nobody can
             signal.signal(signal.SIGTERM, before)
+
+
+def _private(crew: Crew, folder: Path, carried: int) -> dict[str, Any]:
+    """Return what a Ray of our own is started with."""
+    return {
+        "num_cpus": math.ceil((crew.workers or 1) * crew.cpus),
+        "num_gpus": None if crew.gpus else 0,
+        "include_dashboard": False,
+        "object_store_memory": STORE + 2 * carried,
+        "_temp_dir": str(folder),
+    }
+
+
+def _unreachable(crew: Crew, error: Exception) -> str:
+    """Say that Ray could not be had, and what helps."""
+    if crew.address is None:
+        return (
+            f"Ray could not be started: {why(error)}; is there memory enough, is the machine "
+            "busy? Repeat the same command to go on from there"
+        )
+    return (
+        f"no Ray cluster could be joined at {crew.address}: {why(error)}; see that it runs (ray "
+        "status), that this machine reaches it and, if it asks for a token, has it "
+        "(RAY_AUTH_TOKEN), then repeat the same command"
+    )
 
 
 @contextmanager

@@ -16,19 +16,16 @@ import torch
 from ray import ObjectRef, cloudpickle
 from ray.exceptions import RayError, RayTaskError
 
-from mixnas.cluster.local import ATTEMPTS, connected, died, why
-from mixnas.errors import InvalidOption
+from mixnas.cluster.crew import Crew
+from mixnas.cluster.desk import ATTEMPTS, died
+from mixnas.cluster.local import connected, room, why
 from mixnas.evaluate import Failure
 
 
 def each(
     function: Callable[[Any], Any],
     tasks: Sequence[Any],
-    *,
-    workers: int = 1,
-    threads: int = 1,
-    gpus: float = 0.0,
-    address: str | None = None,
+    crew: Crew,
 ) -> Generator[tuple[int, Any], None, None]:
     """Call a function on every task in N worker processes, and yield what each call returned.
 
@@ -40,10 +37,7 @@ def each(
     Args:
         function: takes a task and returns plain data.
         tasks: plain data, as JSON could hold it.
-        workers: how many calls at once.
-        threads: torch threads of each worker.
-        gpus: share of a GPU for each worker.
-        address: a running Ray cluster to join; by default a private one is started and ended.
+        crew: how many calls at once, with what, and where.
 
     Yields:
         A task's index and what the function returned, in the order in which they finish; or a
@@ -51,21 +45,15 @@ def each(
         the task three times.
 
     Raises:
-        InvalidOption: if there are no workers, or not the GPUs asked for.
+        InvalidOption: if there are not the GPUs asked for.
         EvaluationFailed: if Ray can be neither started nor joined.
     """
-    if workers < 1:
-        raise InvalidOption(f"workers={workers} is not allowed; give at least 1")
-    if address is None and gpus > torch.cuda.device_count():
-        raise InvalidOption(
-            f"gpus={gpus:g} for each worker, but there are {torch.cuda.device_count()} here; "
-            "give less"
-        )
     if not tasks:
         return
-    with connected(workers, gpus, address):
-        call = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_call)
-        counter = _Counter(call, ray.put(cloudpickle.dumps(function)), tasks, workers, threads)
+    with connected(crew):
+        call = ray.remote(num_cpus=crew.cpus, num_gpus=crew.gpus, max_retries=0)(_call)
+        sent = ray.put(cloudpickle.dumps(function))
+        counter = _Counter(call, sent, tasks, room(crew), crew.threads)
         try:
             yield from counter.serve()
         finally:
@@ -80,14 +68,14 @@ class _Counter:
         call: the Ray function that performs a task.
         function: what it shall call, pickled, in Ray's store.
         tasks: the tasks.
-        workers: how many at once.
-        threads: torch threads of each.
+        room: how many at once.
+        threads: torch threads of each worker.
     """
 
     call: Any
     function: ObjectRef
     tasks: Sequence[Any]
-    workers: int
+    room: Callable[[], int]
     threads: int
     _waiting: deque[int] = field(init=False)
     _given: dict[ObjectRef, int] = field(default_factory=dict)
@@ -114,7 +102,7 @@ class _Counter:
                 ray.cancel(answer, force=True)
 
     def _give(self) -> None:
-        while self._waiting and len(self._given) < self.workers:
+        while self._waiting and len(self._given) < self.room():
             index = self._waiting.popleft()
             task = self.tasks[index]
             self._given[self.call.remote(self.function, task, self.threads)] = index

@@ -21,6 +21,7 @@ from mixnas.jobs.show import open_run
 from mixnas.jobs.stages import supernet
 from mixnas.jobs.subject import searched as subject_of
 from mixnas.ranking import LEAST
+from mixnas.remote import rooted
 from mixnas.run import SETTINGS, Run, agree
 
 MOST_DRAWN = 10_000
@@ -72,7 +73,7 @@ def audit(
     workers = cores() if workers is None else workers
     asked = Wanted(architectures, inside, seeds)
     _check(asked, epochs, resolution, workers)
-    searched = searches(run if isinstance(run, Run) else open_run(run, Path(runs)), name, JOB)
+    searched = searches(run if isinstance(run, Run) else open_run(run, rooted(runs)), name, JOB)
     winner = Architecture.from_dict(subject_of(searched).source["arch"])
     listener = listener or Silent()
     epochs = max(1, round(Plan.of(searched).epochs)) if epochs is None else epochs
@@ -137,4 +138,6 @@ def trained_at(problem: Problem, resolution: int | None) -> Problem:
     if resolution in (None, problem.data.image):
         return problem
     settings = problem.settings
-    return replace(problem, data=datasets.load(settings.data, seed=settings.seed, image=resolution))
+    return replace(
+        problem, data=datasets.load(settings.data, seed=settings.training_seed, image=resolution)
+    )

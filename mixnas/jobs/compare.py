@@ -21,6 +21,7 @@ from mixnas.jobs.problem import Plan, reopen
 from mixnas.jobs.runs import command, finished, state
 from mixnas.jobs.settings import Listener, Silent, at_least, cores
 from mixnas.jobs.show import open_run
+from mixnas.remote import rooted
 from mixnas.run import SETTINGS, Run, agree
 
 
@@ -73,7 +74,9 @@ def compare(
     if epochs is not None:
         at_least("epochs", epochs, 1)
     entrants.check(only, timm)
-    searched = searches(run if isinstance(run, Run) else open_run(run, Path(runs)), name, "compare")
+    searched = searches(
+        run if isinstance(run, Run) else open_run(run, rooted(runs)), name, "compare"
+    )
     winner = _winner(searched)
     listener = listener or Silent()
     epochs = max(1, round(Plan.of(searched).epochs)) if epochs is None else epochs

@@ -15,6 +15,7 @@ import torch
 
 from mixnas import cluster, report
 from mixnas.arch import Architecture
+from mixnas.cluster import Crew
 from mixnas.errors import (
     DataError,
     EvaluationFailed,
@@ -263,7 +264,7 @@ class Contest:
         return {
             "source": dict(entrant.source),
             "seed": seed,
-            "data": [settings.data, settings.seed, data.image],
+            "data": [settings.data, settings.training_seed, data.image],
             "recipe": asdict(self.recipe),
             "device": self.problem.device.type,
             "state": str(state.absolute()),
@@ -308,9 +309,7 @@ class Contest:
         failed: Results = {}
         wanted = len(plan.entrants) * plan.seeds
         self.listener.stage("trainings", wanted, wanted - len(tasks))
-        with closing(
-            cluster.each(train, tasks, workers=self.workers, gpus=self._gpus())
-        ) as outcomes:
+        with closing(cluster.each(train, tasks, Crew(self.workers, gpus=self._gpus()))) as outcomes:
             for index, outcome in outcomes:
                 key, seed = plan.trainings[index]
                 name = f"{byname[key].label}, seed {seed}"

@@ -18,6 +18,7 @@ from typing import Any
 from mixnas import cluster, report
 from mixnas.arch import Architecture
 from mixnas.asktell.trial import read_trials
+from mixnas.cluster import Crew
 from mixnas.cost import count
 from mixnas.cost.feasible import Feasible
 from mixnas.cost.table import CostTable
@@ -188,7 +189,7 @@ class EqualCompute:
         tasks = [self._task(arch, kept) for arch in lacking]
         lost: list[str] = []
         listener.stage("equal compute", number, number - len(lacking))
-        with closing(cluster.each(train, tasks, workers=workers)) as outcomes:
+        with closing(cluster.each(train, tasks, Crew(workers))) as outcomes:
             for index, outcome in outcomes:
                 arch = lacking[index]
                 if isinstance(outcome, Failure):
@@ -212,7 +213,7 @@ class EqualCompute:
         return {
             "source": {"arch": arch.to_dict()},
             "seed": SEED,
-            "data": [settings.data, settings.seed, data.image],
+            "data": [settings.data, settings.training_seed, data.image],
             "recipe": asdict(self.recipe),
             "device": self.problem.device.type,
             "state": str(kept.file(f"{FOLDER}/{arch.id}.pt").absolute()),

@@ -19,6 +19,7 @@ from mixnas.folding import fuse
 from mixnas.jobs import retrained
 from mixnas.jobs.exporting import Exportable, exportable
 from mixnas.jobs.settings import Listener, Silent, at_least, pixels
+from mixnas.remote import rooted
 from mixnas.run import Run, provenance
 
 EXPORT = "export"
@@ -78,7 +79,7 @@ def export(
     listener = listener or Silent()
     found = exportable(
         subject,
-        Path(runs),
+        rooted(runs),
         name=name,
         weights=None if weights is None else Path(weights),
         data=None if data is None else str(data),

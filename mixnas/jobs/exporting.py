@@ -15,6 +15,7 @@ from mixnas.data import Data, Preprocessing, load
 from mixnas.errors import DataError, InvalidCheckpoint, InvalidOption, MixnasError, RunConflict
 from mixnas.jobs import retrained
 from mixnas.jobs.retrain_settings import words
+from mixnas.jobs.settings import split_seed
 from mixnas.jobs.show import open_run
 from mixnas.jobs.subject import ZOO, Subject, resolve, searched
 from mixnas.jobs.weights import INHERITED, read
@@ -154,13 +155,13 @@ def _split_seed(run: Run) -> int:
     if run.settings.get("of") is None:
         return 0
     searched = Run.open(run.path.parent).settings
-    return int(searched["seed"]) if searched.get("data") == run.settings.get("data") else 0
+    return split_seed(searched) if searched.get("data") == run.settings.get("data") else 0
 
 
 def _inherited(subject: Subject, run: Run, data: str | None, image: int | None) -> Exportable:
     settings = run.settings
     spec = data or settings["data"]
-    seed = settings["seed"] if spec == settings["data"] else 0
+    seed = split_seed(settings) if spec == settings["data"] else 0
     images = load(spec, seed=seed, image=image or settings.get("resolution"))
     labels = tuple(settings["found"]["labels"])
     if len(images.labels) != len(labels):

@@ -17,6 +17,7 @@ from safetensors.torch import save as save_tensors
 from mixnas import report
 from mixnas.arch import Architecture
 from mixnas.asktell import Trial
+from mixnas.cluster import Crew
 from mixnas.cost.feasible import Feasible
 from mixnas.cost.limit import Limit, column
 from mixnas.errors import BudgetUnreachable
@@ -56,14 +57,14 @@ def name_winner(
     plan: Plan,
     run: Run,
     trials: Sequence[Trial],
-    workers: int,
+    crew: Crew,
     listener: Listener,
 ) -> None:
     """Judge the best again, measure them whole, name the winner, write what was found."""
     if run.done("finalists") and all(run.file(name).exists() for name in PRODUCTS):
         return
     began = time.perf_counter()
-    contest = _Contest(problem, run, workers, listener)
+    contest = _Contest(problem, run, crew, listener)
     facts = Facts.of(problem, plan, run)
     verdicts.begin(run, facts, contest.found)
     limits = problem.limits
@@ -105,9 +106,9 @@ class _Contest:
         RunConflict: if what an earlier call found is damaged.
     """
 
-    def __init__(self, problem: Problem, run: Run, workers: int, listener: Listener) -> None:
+    def __init__(self, problem: Problem, run: Run, crew: Crew, listener: Listener) -> None:
         self.problem, self.run = problem, run
-        self.workers, self.listener = workers, listener
+        self.crew, self.listener = crew, listener
         self.evaluator = problem.evaluator(supernet(problem, run), fresh=True)
         self.report = list(problem.data.batches("report", batch=256))
         self.found = earlier(run)
@@ -170,7 +171,7 @@ class _Contest:
         asked = further_trials(self.problem.settings.trials)
         one = Round(number, limits, feasible, asked)
         known = {trial.arch.id for trial in trials}
-        found = search_supernet(self.problem, self.run, self.workers, self.listener, one)
+        found = search_supernet(self.problem, self.run, self.crew, self.listener, one)
         fresh = [trial for trial in found if trial.arch.id not in known]
         return [replace(t, number=len(trials) + place) for place, t in enumerate(fresh)]
 

@@ -13,6 +13,7 @@ from mixnas.jobs.measured_run import JOB
 from mixnas.jobs.measuring import NETWORKS, Bench, Measuring, sized
 from mixnas.jobs.parts_folder import write_parts
 from mixnas.jobs.settings import Listener, Silent, among, at_least, pixels
+from mixnas.remote import rooted
 from mixnas.run import Run
 from mixnas.space import SearchSpace
 from mixnas.timing.conditions import Conditions
@@ -78,7 +79,7 @@ def measure(
         at_least("classes", classes, 2)
     tasks = {"--from": table, "--template": template, "--explain": explain}
     _one_task(tasks, dry_run=dry_run, of_one_image=cost == "latency" and batch == 1)
-    listener, folder = listener or Silent(), Path(runs)
+    listener, folder = listener or Silent(), rooted(runs)
     if explain is not None:
         chosen = Conditions.of(device, runtime, threads=threads, batch=batch, precision=precision)
         return explain_run(explain, chosen, folder, listener)

@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from mixnas.remote import given as address
 from mixnas.run import SETTINGS, Run
 
 JOB = "measure"
@@ -48,7 +49,7 @@ def command(run: Run) -> str:
         raise run.broken(SETTINGS) from None
     words = ["mixnas", "measure", *told, *given, "--name", run.name]
     if run.path.parent != Path("runs"):
-        words += ["--runs", str(run.path.parent)]
+        words += ["--runs", address(run.path.parent)]
     return shlex.join(words)
 
 

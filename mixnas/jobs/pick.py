@@ -29,6 +29,7 @@ from mixnas.jobs.settings import Listener, Silent, seconds
 from mixnas.jobs.show import open_run
 from mixnas.jobs.stages import supernet
 from mixnas.ranking import proportion
+from mixnas.remote import rooted
 from mixnas.run import Run
 
 FOLDER = "picks"
@@ -133,7 +134,7 @@ def pick(
     if not wanted:
         raise InvalidBudget("no budget given; give one, such as --budget 1.2GFLOPs")
     begun, span = clock.monotonic(), seconds(time)
-    found = run if isinstance(run, Run) else open_run(run, Path(runs))
+    found = run if isinstance(run, Run) else open_run(run, rooted(runs))
     if job(found) != "search":
         raise RunConflict(f"run '{found.name}' is no search and has no supernet; give a search")
     if not found.done("training"):

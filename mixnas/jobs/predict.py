@@ -15,10 +15,11 @@ from mixnas.errors import DataError, InvalidCheckpoint, InvalidOption, RunConfli
 from mixnas.exports import Exported, open_model
 from mixnas.jobs import retrained
 from mixnas.jobs.runs import command, job
-from mixnas.jobs.settings import Listener, Silent, at_least
+from mixnas.jobs.settings import Listener, Silent, at_least, split_seed
 from mixnas.jobs.show import open_run
 from mixnas.jobs.subject import searched
 from mixnas.model import Model
+from mixnas.remote import rooted
 from mixnas.run import SETTINGS, Run
 
 BATCH = 32
@@ -61,7 +62,7 @@ def predict(
     given = [Path(image) for image in listed]
     if not given:
         raise InvalidOption("no image given; name at least one file, or a folder of images")
-    classifier, note = opened(model, Path(runs))
+    classifier, note = opened(model, rooted(runs))
     if note:
         (listener or Silent()).note(note)
     found = [answer for path in given for answer in _listed(path)]
@@ -121,7 +122,7 @@ def _winner(run: Run) -> Exported:
     source = searched(run).source
     asked = run.settings
     try:
-        spec, seed, side = asked["data"], asked["seed"], asked.get("resolution")
+        spec, seed, side = asked["data"], split_seed(asked), asked.get("resolution")
         labels = tuple(str(label) for label in asked["found"]["labels"])
     except (LookupError, TypeError):
         raise run.broken(SETTINGS) from None

@@ -1,6 +1,7 @@
 """A search made ready: `Problem` is what is searched, `Plan` what the search will take."""
 
 import hashlib
+import json
 import re
 import resource
 import time
@@ -26,6 +27,7 @@ from mixnas.evaluate import SupernetEvaluator
 from mixnas.jobs.devices import Device, devices, file_of
 from mixnas.jobs.settings import Listener, Settings, duration, seconds
 from mixnas.network import Network
+from mixnas.remote import fetch
 from mixnas.report import percent
 from mixnas.run import SETTINGS, Run, agree
 from mixnas.run import runs as runs_in
@@ -33,6 +35,7 @@ from mixnas.space import SearchSpace
 from mixnas.train.draws import Draws
 from mixnas.train.recipe import Recipe, suited
 from mixnas.train.supernet import SupernetTrainer
+from mixnas.train.world import World
 
 CALIBRATION = 4
 """Batches of training images that re-estimate a candidate's batch-norm statistics."""
@@ -68,6 +71,7 @@ class Problem:
         devices: where each measured limit holds, by the limit's cost.
         feasible: the architectures within the limits.
         device: where the supernet is trained.
+        job: what the run is for, where that is not a search.
     """
 
     settings: Settings
@@ -81,6 +85,7 @@ class Problem:
     devices: Mapping[str, Device]
     feasible: Feasible
     device: torch.device
+    job: str | None = None
 
     @property
     def begun(self) -> bool:
@@ -93,7 +98,7 @@ class Problem:
         Raises:
             RunConflict: if it was made with other settings, or is in use.
         """
-        kept = kept_settings(self.settings, self.limits, self.data, self.full)
+        kept = kept_settings(self.settings, self.limits, self.data, self.full, self.job)
         run = Run.create(self.runs, self.name, kept)
         for cost, device in self.devices.items():
             if not run.file(file_of(cost)).exists():
@@ -103,14 +108,14 @@ class Problem:
     def network(self) -> Network:
         """Build the untrained supernet, the same one each time."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.settings.seed)
+            torch.manual_seed(self.settings.training_seed)
             network = Network(self.space, len(self.data.labels))
         return network.to(memory_format=torch.channels_last).to(self.device)
 
-    def trainer(self, recipe: Recipe) -> SupernetTrainer:
-        """Build a trainer at its first step."""
-        draws = Draws.by(recipe, self.space, self.feasible, seed=self.settings.seed)
-        return SupernetTrainer(self.network(), draws, recipe)
+    def trainer(self, recipe: Recipe, world: World | None = None) -> SupernetTrainer:
+        """Build a trainer at its first step, alone or as one of several processes."""
+        draws = Draws.by(recipe, self.space, self.feasible, seed=self.settings.training_seed)
+        return SupernetTrainer(self.network(), draws, recipe, world)
 
     def recipe(self, steps: int) -> Recipe:
         """Return the recipe for a number of steps."""
@@ -135,7 +140,7 @@ class Problem:
         calibration = self.data.calibration(
             batches=CALIBRATION * (2 if fresh else 1),
             batch=batch,
-            seed=self.settings.seed + (1 if fresh else 0),
+            seed=self.settings.training_seed + (1 if fresh else 0),
         )
         return SupernetEvaluator(
             network.cpu().eval(), calibration, list(self.data.batches("rank", batch=256))
@@ -250,23 +255,73 @@ class Plan:
         }
 
 
-def prepare(settings: Settings, runs: Path, name: str | None, listener: Listener) -> Problem:
+class Stock:
+    """Data sets and cost tables, each made once for all the problems that one process sets up."""
+
+    def __init__(self) -> None:
+        self._data: dict[str, datasets.Data] = {}
+        self._tables: dict[str, dict[str, Table]] = {}
+
+    def data(self, settings: Settings) -> datasets.Data:
+        """Return the images that a search trains and judges on.
+
+        Raises:
+            DataError: if there are none, or they are broken.
+        """
+        key = repr((settings.data, settings.training_seed, settings.resolution))
+        if key not in self._data:
+            self._data[key] = datasets.load(
+                settings.data, seed=settings.training_seed, image=settings.resolution
+            )
+        return self._data[key]
+
+    def tables(
+        self, space: SearchSpace, limits: tuple[Limit, ...], listener: Listener
+    ) -> dict[str, Table]:
+        """Return the tables of what is counted for a space under some limits."""
+        memory = any(limit.kind == "memory" for limit in limits)
+        key = json.dumps([space.to_dict(), memory], sort_keys=True)
+        if key not in self._tables:
+            self._tables[key] = cost_tables(space, limits, listener)
+        return dict(self._tables[key])
+
+
+def prepare(
+    settings: Settings,
+    runs: Path,
+    name: str | None,
+    listener: Listener,
+    stock: Stock | None = None,
+    job: str | None = None,
+) -> Problem:
     """Check everything that can be wrong, and set up what the stages share.
+
+    Args:
+        settings: what is asked.
+        runs: the folder of all runs.
+        name: the run's; by default made of data, space, budget and seed.
+        listener: is told how the counting gets on.
+        stock: what other problems have set up already.
+        job: what the run is for, where that is not a search.
 
     Raises:
         MixnasError: the first thing that is wrong; nothing has been written.
     """
+    stock = stock or Stock()
     limits = parse_all(settings.budget)
     device = torch_device(settings.device)
     full = SearchSpace.load(settings.space)
     if settings.mixers:
         full = full.only_mixers(settings.mixers)
-    data = datasets.load(settings.data, seed=settings.seed, image=settings.resolution)
+    data = stock.data(settings)
     full = deployed(full, settings, data)
-    name = name or default_name(data.name, full.name, limits, settings.seed)
+    name = name or default_name(data.name, full.name, limits, settings)
+    fetch(runs / name)
     settings = _as_begun(settings, runs, name, listener)
-    agree(runs, name, kept_settings(settings, limits, data, full))
-    return _set_up(settings, runs / name, data, full, limits, device, listener)
+    agree(runs, name, kept_settings(settings, limits, data, full, job))
+    tables = stock.tables(full, limits, listener)
+    problem = _set_up(settings, runs / name, data, full, limits, device, tables, listener)
+    return replace(problem, job=job)
 
 
 def _as_begun(settings: Settings, runs: Path, name: str, listener: Listener) -> Settings:
@@ -291,14 +346,15 @@ def reopen(run: Run, listener: Listener) -> Problem:
         fingerprint = run.settings["found"]["data"]
     except (KeyError, TypeError):
         raise RunConflict(f"run {run.path}: {SETTINGS} lacks what a search keeps there") from None
-    data = datasets.load(settings.data, seed=settings.seed, image=settings.resolution)
+    data = Stock().data(settings)
     if data.fingerprint != fingerprint:
         raise RunConflict(
             f"run {run.path}: data {settings.data!r} is not what it was searched on (fingerprint "
             f"{data.fingerprint}, not {fingerprint}); put the same images back"
         )
     limits, device = parse_all(settings.budget), torch_device(settings.device)
-    return _set_up(settings, run.path, data, full, limits, device, listener)
+    tables = cost_tables(full, limits, listener)
+    return _set_up(settings, run.path, data, full, limits, device, tables, listener)
 
 
 def _set_up(
@@ -308,9 +364,9 @@ def _set_up(
     full: SearchSpace,
     limits: tuple[Limit, ...],
     device: torch.device,
+    tables: dict[str, Table],
     listener: Listener,
 ) -> Problem:
-    tables = cost_tables(full, limits, listener)
     where = devices(limits, full, str(device), folder, listener)
     tables |= {cost: device.predictor for cost, device in where.items()}
     feasible = Feasible(full, limits, tables)
@@ -331,19 +387,31 @@ def _set_up(
 
 
 def kept_settings(
-    settings: Settings, limits: tuple[Limit, ...], data: datasets.Data, full: SearchSpace
+    settings: Settings,
+    limits: tuple[Limit, ...],
+    data: datasets.Data,
+    full: SearchSpace,
+    job: str | None = None,
 ) -> dict[str, Any]:
     """Return what ``run.json`` keeps: what was asked, and what it was resolved to."""
-    return settings.to_dict() | {
-        "budget": [str(limit) for limit in limits],
-        "found": {"data": data.fingerprint, "labels": list(data.labels)},
-        "inlined": full.to_dict(),
-    }
+    named = {} if job is None else {"job": job}
+    return (
+        named
+        | settings.to_dict()
+        | {
+            "budget": [str(limit) for limit in limits],
+            "found": {"data": data.fingerprint, "labels": list(data.labels)},
+            "inlined": full.to_dict(),
+        }
+    )
 
 
-def default_name(data: str, space: str, limits: tuple[Limit, ...], seed: int) -> str:
+def default_name(data: str, space: str, limits: tuple[Limit, ...], settings: Settings) -> str:
     """Return the run's name: data, space, budget, seed; what no folder can hold is left out."""
-    name = "-".join([data, space, *map(str, limits), f"seed{seed}"])
+    seeds = [f"seed{settings.seed}"]
+    if settings.training_seed != settings.seed:
+        seeds.append(f"supernet{settings.training_seed}")
+    name = "-".join([data, space, *map(str, limits), *seeds])
     plain = re.sub(r"[/\\\s]+", "-", name)
     if len(plain.encode()) <= LONGEST:
         return plain
@@ -410,7 +478,7 @@ def rehearse(problem: Problem, workers: int) -> Plan:
     """
     trainer = problem.trainer(problem.recipe(LEAST_STEPS))
     batch = trainer.recipe.batch
-    stream = problem.data.train(batch=batch, seed=problem.settings.seed)
+    stream = problem.data.train(batch=batch, seed=problem.settings.training_seed)
     spans = []
     for images, labels in islice(stream, 4):
         began = time.perf_counter()

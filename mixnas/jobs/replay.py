@@ -25,6 +25,7 @@ from mixnas.jobs.reuse import plain
 from mixnas.jobs.runs import job
 from mixnas.jobs.settings import Listener, Silent
 from mixnas.jobs.show import open_run
+from mixnas.remote import rooted
 from mixnas.run import STAGES, Run
 
 FOLDER = "replay"
@@ -76,7 +77,7 @@ def replay(
         RunConflict: if there is no such run, no log, or one that mixnas did not write.
     """
     listener = listener or Silent()
-    known = run if isinstance(run, Run) else open_run(run, Path(runs))
+    known = run if isinstance(run, Run) else open_run(run, rooted(runs))
     if job(known) != "search":
         raise RunConflict(f"run '{known.name}' is no search and has no log; give a search")
     with Run.open(known.path, lock=True) as kept:

@@ -11,6 +11,7 @@ from mixnas.jobs.problem import torch_device
 from mixnas.jobs.retrain_settings import Conditions, RetrainSettings, command
 from mixnas.jobs.retraining import carry_out, plan_rows, prepare, rehearse
 from mixnas.jobs.settings import Listener, Silent
+from mixnas.remote import rooted
 from mixnas.run import Run
 from mixnas.train.world import World
 
@@ -123,7 +124,7 @@ def retrain(
     )
     settings.check()
     conditions.check()
-    folder, listener = Path(runs), listener or Silent()
+    folder, listener = rooted(runs), listener or Silent()
     place = torch_device(device)
     world = World.join(place.type)
     try:

@@ -7,6 +7,7 @@ from typing import Any
 
 from mixnas.errors import InvalidOption, RunConflict
 from mixnas.jobs.settings import DEVICES, among, at_least, pixels
+from mixnas.remote import given
 from mixnas.run import Run
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -149,7 +150,7 @@ def command(settings: RetrainSettings, runs: Path, name: str | None) -> list[str
             words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
     if name is not None:
         words += ["--name", name]
-    return words if runs == Path("runs") else [*words, "--runs", str(runs)]
+    return words if runs == Path("runs") else [*words, "--runs", given(runs)]
 
 
 def words(run: Run) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mixnas.jobs.retrain_settings import words
+from mixnas.remote import given
 from mixnas.report import exported_cells, quantised_rows, retrained_rows
 from mixnas.run import Run
 from mixnas.run import runs as runs_in
@@ -145,7 +146,7 @@ def reference(run: Run) -> list[str]:
 
 def where(runs: Path) -> list[str]:
     """Return the option that names the folder of runs, where it is not the default."""
-    return [] if runs == Path("runs") else ["--runs", str(runs)]
+    return [] if runs == Path("runs") else ["--runs", given(runs)]
 
 
 def findings(run: Run) -> dict[str, Any]:

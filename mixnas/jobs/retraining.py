@@ -23,7 +23,7 @@ from mixnas.jobs import weights
 from mixnas.jobs.curves import Curves, curves
 from mixnas.jobs.long_training import CHECKPOINT, LongTraining, judged
 from mixnas.jobs.retrain_settings import Conditions, RetrainSettings
-from mixnas.jobs.settings import Listener, cores, duration
+from mixnas.jobs.settings import Listener, cores, duration, split_seed
 from mixnas.jobs.subject import Subject, resolve
 from mixnas.metrics import metrics
 from mixnas.model import Model
@@ -259,7 +259,7 @@ def _data(settings: RetrainSettings, subject: Subject) -> tuple[Data, str]:
     own = searched.get("data")
     spec = settings.data or own or "digits"
     same = spec == own
-    seed = searched.get("seed", 0) if same else 0
+    seed = split_seed(searched) if same else 0
     side = settings.resolution or (searched.get("resolution") if same else None)
     data = load(spec, seed=seed, image=side)
     if same:  # the fingerprint does not depend on the side

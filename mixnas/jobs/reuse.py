@@ -19,11 +19,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
+from mixnas.cost.feasible import Feasible
 from mixnas.cost.limit import Limit
 from mixnas.errors import InvalidBudget, InvalidSpace, MixnasError, RunConflict
 from mixnas.jobs.devices import file_of
 from mixnas.jobs.problem import Plan, Problem, kept_settings, time_evaluation
-from mixnas.jobs.settings import Listener
+from mixnas.jobs.settings import Listener, Settings
 from mixnas.network import Network
 from mixnas.run import Run
 from mixnas.run import runs as runs_in
@@ -35,8 +36,8 @@ RECORD = "supernet.json"
 WEIGHTS = "supernet.safetensors"
 CURVE = "supernet.csv"
 FORMAT = 1
-SAME = ("seed", "epochs", "time", "batch", "resolution", "inlined", "found")
-"""Settings of a run that decide its supernet, beside its limits."""
+SAME = ("epochs", "time", "batch", "resolution", "inlined", "found")
+"""Settings of a run that decide its supernet, beside its limits and its training's seed."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,31 @@ def within(limits: Iterable[Limit], trained: Sequence[Limit]) -> bool:
     )
 
 
+def covered(problem: Problem, trained: Sequence[Limit]) -> bool:
+    """Say whether a search allows nothing that a supernet's limits do not.
+
+    Each limit of the supernet is there again, as tight or tighter; or it is one of FLOPs or
+    parameters, which the search does not limit, and no architecture of its space lies beyond it.
+    """
+    given = {limit.cost: limit for limit in problem.limits}
+    for old in trained:
+        if old.cost in given or old.cost not in ("flops", "params"):
+            if not within(problem.limits, (old,)):
+                return False
+            continue
+        low, high = reach(problem, old.cost)
+        if not old.low <= low <= high <= old.high:
+            return False
+    return True
+
+
+def reach(problem: Problem, cost: str) -> tuple[int, int]:
+    """Return the least and the greatest of a counted cost in the space that a search narrowed."""
+    table = problem.tables[cost]
+    whole = Feasible(problem.space, [Limit(cost, 0, 10**18)], {cost: table})
+    return table(whole.least()), table(whole.greatest())
+
+
 def holds(larger: SearchSpace, smaller: SearchSpace) -> bool:
     """Say whether a space offers every choice of another."""
     return all(
@@ -194,8 +220,9 @@ def fits(run: Run, problem: Problem) -> Trained | None:
         wanted = plain(kept_settings(settings, limits, data, problem.full))
         if (
             all(run.settings.get(key) == wanted[key] for key in SAME)
+            and Settings.from_dict(run.settings).training_seed == settings.training_seed
             and _same_training(trained, problem)
-            and within(limits, trained.limits)
+            and covered(problem, trained.limits)
             and holds(trained.space, problem.space)
             and _same_figures(run, problem, trained)
             and _whole(run, trained)

@@ -13,10 +13,17 @@ from mixnas.jobs.audited import made_in
 from mixnas.jobs.measured_run import JOB
 from mixnas.jobs.retrain_settings import words as retrain_command
 from mixnas.jobs.settings import Settings
+from mixnas.jobs.sweep_settings import JOB as SWEEP
+from mixnas.jobs.sweep_settings import SUPERNET
+from mixnas.remote import glimpse, rooted
 from mixnas.run import Run, opened
 
 STAGES = ("training", "search", "finalists")
 SUMMARY, DAMAGED = "summary.json", "damaged"
+LAST = {SWEEP: "sweep", SUPERNET: "training"}
+"""The last stage of jobs that name no winner of their own."""
+UNDER_WAY = {JOB: "measuring", SWEEP: "sweeping", SUPERNET: "training"}
+"""What the state of an unfinished job is called, where its stages have no names."""
 
 
 def runs(folder: str | Path = "runs") -> list[dict[str, Any]]:
@@ -33,6 +40,8 @@ def runs(folder: str | Path = "runs") -> list[dict[str, Any]]:
     Raises:
         InvalidOption: if the folder is a file.
     """
+    folder = rooted(folder)
+    glimpse(folder)
     if Path(folder).exists() and not Path(folder).is_dir():
         raise InvalidOption(f"runs {folder}: not a folder; give the folder of all runs")
     there, damaged = opened(folder)
@@ -59,9 +68,9 @@ def _describe(run: Run) -> dict[str, Any]:
         "folder": str(run.path),
         "made": run.made["made"],
         "age": max(0, round((datetime.now(UTC) - made).total_seconds())),
-        "budget": list(run.settings.get("budget", ())),
+        "budget": _budget(run),
         "data": run.settings.get("data"),
-        "space": run.settings.get("space"),
+        "space": run.settings.get("space") or ", ".join(run.settings.get("spaces", ())) or None,
         "state": stage,
         "damage": damage,
         "accuracy": winner.get("accuracy"),
@@ -69,6 +78,12 @@ def _describe(run: Run) -> dict[str, Any]:
         "id": winner.get("id"),
         "retrained": training,
     }
+
+
+def _budget(run: Run) -> list[str]:
+    """Return a run's limits; of a sweep, the limits of each of its searches."""
+    swept = [" and ".join(each) for each in run.settings.get("budgets", ())]
+    return swept or list(run.settings.get("budget", ()))
 
 
 def _state(run: Run) -> tuple[str, str | None]:
@@ -94,6 +109,11 @@ def _check(run: Run) -> None:
         retrained.exports(run)
     elif retrained.is_retraining(run):
         retrained.described(run)
+    elif job(run) == SUPERNET:
+        run.read("supernet.json")
+    elif job(run) == SWEEP:
+        if not isinstance(run.read(SUMMARY), dict):
+            raise run.broken(SUMMARY)
     elif not isinstance(run.read(SUMMARY), dict) or not (made_in(run) or _winner(run)):
         raise run.broken(SUMMARY)
 
@@ -129,6 +149,8 @@ def finished(run: Run) -> bool:
     """Tell whether a run has what it was made for: a winner, a predictor, a judgement, forms."""
     if job(run) == JOB:
         return measured_run.finished(run)
+    if job(run) in LAST:
+        return run.done(LAST[job(run)])
     if job(run) == retrained.EXPORT_JOB:
         return run.file(retrained.EXPORTS).is_file()
     if retrained.is_retraining(run):
@@ -142,8 +164,8 @@ def state(run: Run) -> str:
         return retrained.state(run)
     if finished(run):
         return "finished"
-    if job(run) == JOB:
-        return "measuring"
+    if job(run) in UNDER_WAY:
+        return UNDER_WAY[job(run)]
     done = [stage for stage in STAGES if run.done(stage)]
     if done:
         after = STAGES.index(done[-1]) + 1
@@ -160,6 +182,9 @@ def progress(run: Run) -> str:
     if job(run) == JOB:
         return measured_run.progress(run)
     stage = state(run)
+    if stage == "sweeping":
+        searches = [one for one in opened(run.path)[0] if job(one) == "search"]
+        return f"{sum(map(finished, searches))} of its searches done"
     if stage == "search":
         told = sum('"tell"' in line for line in _lines(run.file("log.jsonl")))
         return f"{told} of {run.settings.get('trials')} architectures evaluated"
@@ -176,14 +201,16 @@ def command(run: Run) -> str:
         return measured_run.command(run)
     if job(run) == retrained.EXPORT_JOB:
         return shlex.join(["mixnas", "export", str(run.settings.get("subject", "ARCH.json"))])
+    if job(run) == SUPERNET:  # it is trained by its sweep
+        return command(Run.open(run.path.parent))
+    if job(run) == SWEEP:
+        return shlex.join(["mixnas", "sweep", run.name, *retrained.where(run.path.parent)])
     words = ["mixnas", "search"]
     for option in fields(Settings):
         default = None if option.default is MISSING else option.default
         words += _words(option.name, run.settings.get(option.name), default)
     words += ["--name", run.name]
-    if run.path.parent != Path("runs"):
-        words += ["--runs", str(run.path.parent)]
-    return shlex.join(words)
+    return shlex.join([*words, *retrained.where(run.path.parent)])
 
 
 def _words(name: str, value: Any, default: Any) -> Iterator[str]:
@@ -193,7 +220,7 @@ def _words(name: str, value: Any, default: Any) -> Iterator[str]:
     elif value and name == "mixers":
         yield from ("--mixers", ",".join(value))
     elif value is not None and value != (list(default) if isinstance(default, tuple) else default):
-        yield from (f"--{name}", str(value))
+        yield from (f"--{name.replace('_', '-')}", str(value))
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -6,14 +6,23 @@ The run's folder says what has been done; the same call goes on.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
+import torch
+
+from mixnas.cluster import Crew
 from mixnas.jobs import reuse
 from mixnas.jobs.finalists import name_winner
-from mixnas.jobs.problem import PLAN, Plan, Problem, prepare, rehearse
-from mixnas.jobs.settings import Listener, Settings, Silent, at_least, cores, written
+from mixnas.jobs.problem import PLAN, Plan, Problem, prepare, rehearse, torch_device
+from mixnas.jobs.settings import Listener, Settings, Silent, cores, seconds, written
 from mixnas.jobs.stages import first_round, search_supernet, train_supernet
+from mixnas.jobs.status import recorded
+from mixnas.remote import rooted
 from mixnas.run import Run
+
+LEAST_LIMIT, TIMES = 300.0, 100
+"""Seconds that an evaluation may take at least, and how often as long as the plan measured."""
 
 
 def search(
@@ -33,7 +42,12 @@ def search(
     batch: int = 64,
     resolution: int | None = None,
     racing: bool = True,
+    supernet_seed: int | None = None,
     workers: int | None = None,
+    cpus_per_worker: float = 1.0,
+    gpus_per_worker: float | None = None,
+    address: str | None = None,
+    trial_timeout: str | float | None = None,
     name: str | None = None,
     runs: str | Path = "runs",
     fresh: bool = False,
@@ -62,7 +76,17 @@ def search(
         batch: images in a training step.
         resolution: side of the training images in pixels.
         racing: whether an evaluation stops as soon as a rival has certainly beaten it.
-        workers: processes that evaluate; by default one for each core.
+        supernet_seed: of splits and training, if it is another than `seed`: searches with several
+            seeds then share a supernet.
+        workers: processes that evaluate; by default one for each core, or as many as the cluster
+            has room for, now and later.
+        cpus_per_worker: processor cores of each, or a fraction of one.
+        gpus_per_worker: GPUs of each, or a fraction of one; by default this machine's are shared
+            where the supernet is trained on one.
+        address: a Ray cluster to search on: ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``; by
+            default a private one on this machine.
+        trial_timeout: how long one evaluation may take (``"90s"``, or seconds); what takes longer
+            has failed. By default a hundred times what the plan measured, five minutes at least.
         name: the run's folder; by default made of data, space, budget and seed.
         runs: the folder of all runs.
         fresh: whether to train a supernet even if a run in that folder has one that fits.
@@ -91,29 +115,60 @@ def search(
         batch=batch,
         resolution=resolution,
         racing=racing,
+        supernet_seed=supernet_seed,
     )
     settings.check()
-    workers = cores() if workers is None else workers
-    at_least("workers", workers, 1)
+    crew = crewed(settings, workers, cpus_per_worker, gpus_per_worker, address, trial_timeout)
     listener = listener or Silent()
-    problem = prepare(settings, Path(runs), name, listener)
-    plan = None if problem.begun and not dry_run else _planned(problem, workers, fresh)
+    problem = prepare(settings, rooted(runs), name, listener)
+    plan = None if problem.begun and not dry_run else _planned(problem, crew, fresh)
     if plan and dry_run:
         listener.plan(plan.rows(problem))
         return plan
-    with problem.open_run() as run:
-        return _go_on(problem, run, workers, listener, plan)
+    with problem.open_run() as run, recorded(listener, run) as listener:
+        return _go_on(problem, run, crew, listener, plan)
 
 
-def _planned(problem: Problem, workers: int, fresh: bool) -> Plan:
+def patient(crew: Crew, plan: Plan) -> Crew:
+    """Give a crew without a limit one: far more than an evaluation was planned to take."""
+    if crew.limit is not None:
+        return crew
+    return replace(crew, limit=max(LEAST_LIMIT, TIMES * plan.evaluation_seconds))
+
+
+def crewed(
+    settings: Settings,
+    workers: int | None,
+    cpus: float,
+    gpus: float | None,
+    address: str | None,
+    timeout: str | float | None,
+) -> Crew:
+    """Return who evaluates: on this machine a worker a core, which share its GPUs if one trains.
+
+    Raises:
+        InvalidOption: for numbers that no worker can have, or an address that is none.
+    """
+    limit = None if timeout is None else seconds(timeout)
+    if address is not None:
+        return Crew(workers, cpus, gpus or 0.0, address, limit)
+    crew = Crew(workers, cpus, gpus or 0.0, None, limit)
+    number = workers or max(1, int(cores() / cpus))
+    if gpus is None and torch_device(settings.device).type == "cuda":
+        gpus = min(1.0, torch.cuda.device_count() / number)
+    return replace(crew, workers=number, gpus=gpus or 0.0)
+
+
+def _planned(problem: Problem, crew: Crew, fresh: bool) -> Plan:
     """Plan by a supernet that is there, or else by a few steps of training one."""
+    workers = crew.workers or cores()  # of a cluster nothing is known before it is joined
     source = None if fresh else reuse.find(problem)
     if source is None:
         return rehearse(problem, workers)
     return reuse.rehearse(problem, source, workers)
 
 
-def _go_on(problem: Problem, run: Run, workers: int, listener: Listener, plan: Plan | None) -> Run:
+def _go_on(problem: Problem, run: Run, crew: Crew, listener: Listener, plan: Plan | None) -> Run:
     """Do what the run still lacks, by the plan that it was begun with."""
     if plan is None:
         plan = Plan.of(run)
@@ -123,6 +178,7 @@ def _go_on(problem: Problem, run: Run, workers: int, listener: Listener, plan: P
     if plan.source is not None and not run.done("training"):
         reuse.supply(problem, plan.source, run, listener)
     train_supernet(problem, plan, run, listener)
-    trials = search_supernet(problem, run, workers, listener, first_round(problem))
-    name_winner(problem, plan, run, trials, workers, listener)
+    crew = patient(crew, plan)
+    trials = search_supernet(problem, run, crew, listener, first_round(problem))
+    name_winner(problem, plan, run, trials, crew, listener)
     return run

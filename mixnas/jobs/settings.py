@@ -76,6 +76,8 @@ class Settings:
         batch: images in a training step.
         resolution: side of the training images, the data's by default.
         racing: whether an evaluation stops as soon as a rival has certainly beaten it.
+        supernet_seed: of splits and training, if it is another than the search's: then searches
+            with several seeds share a supernet.
     """
 
     budget: tuple[str, ...]
@@ -93,6 +95,12 @@ class Settings:
     batch: int = 64
     resolution: int | None = None
     racing: bool = True
+    supernet_seed: int | None = None
+
+    @property
+    def training_seed(self) -> int:
+        """The seed of splits, training and statistics: of all but the search itself."""
+        return self.seed if self.supernet_seed is None else self.supernet_seed
 
     def check(self) -> None:
         """Refuse values outside what is allowed.
@@ -104,6 +112,8 @@ class Settings:
             raise InvalidBudget("no budget given; give one, such as --budget 1.5GFLOPs")
         at_least("trials", self.trials, 1)
         within("seed", self.seed, 0, MOST_SEED)
+        if self.supernet_seed is not None:
+            within("supernet_seed", self.supernet_seed, 0, MOST_SEED)
         at_least("batch", self.batch, 2)
         for name, least in (("epochs", 1), ("classes", 2)):
             value = getattr(self, name)
@@ -119,9 +129,11 @@ class Settings:
                 raise InvalidOption("time and epochs given together; --time chooses the epochs")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data; no racing is not told, as it was not before there was any."""
+        """Return plain data, equal to what it was before there were races and supernets' seeds."""
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        return plain if self.racing else {k: v for k, v in plain.items() if k != "racing"}
+        untold = [] if self.racing else ["racing"]
+        untold += ["supernet_seed"] if self.supernet_seed is None else []
+        return {key: value for key, value in plain.items() if key not in untold}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Settings":
@@ -130,9 +142,15 @@ class Settings:
         Raises:
             KeyError: if something is lacking.
         """
-        known = {"racing": False, **data}
+        known = {"racing": False, "supernet_seed": None, **data}
         found = {field.name: known[field.name] for field in fields(cls)}
         return cls(**found | {name: tuple(found[name]) for name in ("budget", "mixers")})
+
+
+def split_seed(settings: Mapping[str, Any]) -> int:
+    """Return the seed by which a search split its data, from what its run keeps."""
+    own = settings.get("supernet_seed")
+    return int(settings.get("seed", 0) if own is None else own)
 
 
 def at_least(name: str, value: object, least: int) -> None:

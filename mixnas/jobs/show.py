@@ -9,6 +9,9 @@ from mixnas.errors import RunConflict
 from mixnas.jobs import audited, measured_run, retrained
 from mixnas.jobs.audited import audits, is_comparison, made_in
 from mixnas.jobs.runs import command, finished, job, progress, state
+from mixnas.jobs.sweep_settings import JOB as SWEEP
+from mixnas.jobs.swept import swept
+from mixnas.remote import fetch, is_address, rooted
 from mixnas.report import ATTRIBUTED, FRONTS_FILE, rejudged
 from mixnas.run import SETTINGS, Run
 from mixnas.run import runs as runs_in
@@ -51,8 +54,10 @@ def show(run: str | Path | Run, runs: str | Path = "runs") -> dict[str, Any]:
     Raises:
         RunConflict: if there is no such run, or its files cannot be read.
     """
-    found = run if isinstance(run, Run) else open_run(run, Path(runs))
+    found = run if isinstance(run, Run) else open_run(run, rooted(runs))
     made_by = made_in(found) or job(found)
+    if made_by == SWEEP:
+        return {"job": SWEEP, **swept(found), "command": command(found)}
     products = PRODUCTS if made_by == "search" else retrained.PRODUCTS
     common: dict[str, Any] = {
         "run": found.name,
@@ -104,10 +109,13 @@ def open_run(name: str | Path, folder: Path) -> Run:
     Raises:
         RunConflict: if there is none.
     """
+    if is_address(name):
+        return Run.open(name)
     nameless = Path(name).name in ("", "..")  # what has no name of its own: ".", "..", "/"
     if not str(name) or (nameless and not (Path(name) / SETTINGS).is_file()):
         raise _nameless(str(name), folder)
     try:
+        fetch(folder / name)
         if not (folder / name / SETTINGS).is_file() and (Path(name) / SETTINGS).is_file():
             return Run.open(Path(name).resolve() if nameless else Path(name))
         return Run.open(folder / name)

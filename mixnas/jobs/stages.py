@@ -1,12 +1,16 @@
 """The long stages of a search, each resumable: training the supernet, searching it."""
 
 import io
+import socket
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
+import numpy as np
 import pandas
 import torch
 from safetensors.torch import save as save_tensors
@@ -14,14 +18,15 @@ from torch import Tensor
 
 from mixnas import cluster
 from mixnas.asktell import Search, Trial
+from mixnas.cluster import Crew
 from mixnas.cost.feasible import Feasible
 from mixnas.cost.limit import Limit
 from mixnas.errors import InvalidOption
-from mixnas.evaluate import SupernetEvaluator
+from mixnas.evaluate import Score, SupernetEvaluator
 from mixnas.jobs import reuse
-from mixnas.jobs.problem import Plan, Problem
+from mixnas.jobs.problem import Plan, Problem, reopen
 from mixnas.jobs.reuse import CURVE
-from mixnas.jobs.settings import Listener, cores
+from mixnas.jobs.settings import Listener, Silent, cores
 from mixnas.network import Network
 from mixnas.racing import RATE, RacingEvaluator
 from mixnas.run import Run
@@ -30,6 +35,7 @@ from mixnas.storage import UNREADABLE
 from mixnas.train.optimise import State, StepResult
 from mixnas.train.recipe import Recipe
 from mixnas.train.supernet import SupernetTrainer, weights
+from mixnas.train.world import World
 
 STATE = "supernet.state.pt"
 EVERY = 30.0
@@ -39,10 +45,46 @@ MOST_LOADERS = 4
 """Processes that decode image files beside the training, at most."""
 
 
-def train_supernet(problem: Problem, plan: Plan, run: Run, listener: Listener) -> None:
+def train_together(run: Run, crew: Crew, listener: Listener) -> None:
+    """Train a run's supernet by several processes of a cluster, through Ray Train.
+
+    Raises:
+        WorkerLost: if processes are lost more often than they are begun again.
+        InvalidOption: if a machine does not see the run's folder.
+        MixnasError: as `train_supernet`.
+    """
+    from mixnas.cluster.together import together  # Ray Train takes seconds to import
+
+    if not run.done("training"):
+        together(partial(_train_part, str(run.path.absolute())), crew, listener)
+
+
+def _train_part(folder: str, listener: Listener) -> None:
+    """Train the supernet of a run as one of several processes."""
+    if not Path(folder).is_dir():
+        raise InvalidOption(
+            f"run folder {folder}: not seen from the machine {socket.gethostname()}, which shall "
+            "train; give --runs a folder that all machines share, or train on one: --trainers 1"
+        )
+    run = Run.open(folder)
+    problem = reopen(run, Silent())
+    world = World.join(problem.device.type)
+    train_supernet(problem, Plan.of(run), run, listener, world)
+
+
+def train_supernet(
+    problem: Problem, plan: Plan, run: Run, listener: Listener, world: World | None = None
+) -> None:
     """Train the supernet, or go on at its last checkpoint, and keep its averaged weights.
 
     What was begun by one recipe goes on by it, whatever the recipe of today is.
+
+    Args:
+        problem: what is searched.
+        plan: for how many steps.
+        run: keeps the training; of several processes the first one writes.
+        listener: is told how it gets on.
+        world: the processes that train together; this one alone by default.
 
     Raises:
         TrainingDiverged: if its loss became and stayed non-finite or exploded.
@@ -50,19 +92,21 @@ def train_supernet(problem: Problem, plan: Plan, run: Run, listener: Listener) -
     """
     if run.done("training"):
         return
+    world = world or World.alone(problem.device)
     began = time.perf_counter()
     state = _kept(run, problem.device)
     recipe = problem.recipe(plan.steps) if state is None else _begun_by(state, problem, plan, run)
-    trainer = problem.trainer(recipe)
+    trainer = problem.trainer(recipe, world)
     keeper = _Keeper(trainer, run, state)
     listener.stage("training", plan.steps, trainer.step)
     if trainer.step:
         listener.note(f"training goes on at step {trainer.step} of {plan.steps}")
     stream = problem.data.train(
         batch=trainer.recipe.batch,
-        seed=problem.settings.seed,
+        seed=problem.settings.training_seed,
         start=trainer.step,
         workers=min(MOST_LOADERS, cores()),
+        shard=world.shard,
     )
     per_epoch = plan.steps / plan.epochs
     try:
@@ -77,6 +121,9 @@ def train_supernet(problem: Problem, plan: Plan, run: Run, listener: Listener) -
         keeper.keep()
         raise
     keeper.keep()
+    world.barrier()
+    if not world.main:
+        return
     data = save_tensors(weights(trainer))
     reuse.keep(
         problem, run, recipe=trainer.recipe, epochs=plan.epochs, params=plan.params, data=data
@@ -141,7 +188,10 @@ class _Keeper:
             self.keep()
 
     def keep(self) -> None:
-        """Write the state, whole or not at all, and the curve."""
+        """Write the state, whole or not at all, and the curve; of several processes the first."""
+        self.kept = time.perf_counter()
+        if not self.trainer.world.main:
+            return
         buffer = io.BytesIO()
         state = {
             "recipe": asdict(self.trainer.recipe),
@@ -200,14 +250,43 @@ def first_round(problem: Problem) -> Round:
 
 
 def search_supernet(
-    problem: Problem, run: Run, workers: int, listener: Listener, one: Round
+    problem: Problem, run: Run, crew: Crew, listener: Listener, one: Round
 ) -> list[Trial]:
     """Search by the supernet's weights through Ray Tune, or go on with the log; return the trials.
 
     Raises:
         EvaluationFailed: if too many evaluations failed.
     """
-    search = Search(
+    search = search_of(problem, run, one)
+    try:
+        if not run.done(one.stage):
+            began = time.perf_counter()
+            listener.stage("search", one.trials, search.complete)
+            evaluator = problem.evaluator(supernet(problem, run))
+            again = cluster.evaluate(
+                search,
+                evaluating(evaluator, crew, bool(search.racing)),
+                crew,
+                progress=_reporter(search, listener),
+                note=listener.note,
+            )
+            if search.exhausted:
+                listener.note(f"all {search.complete} feasible architectures have been evaluated")
+            listener.end()
+            facts = {"exhausted": search.exhausted, "rejudged": sum(again.values())}
+            run.mark(one.stage, seconds=time.perf_counter() - began, **facts)
+        return search.trials
+    finally:
+        search.close()
+
+
+def search_of(problem: Problem, run: Run, one: Round) -> Search:
+    """Return a round's search, which goes on with the run's log.
+
+    Raises:
+        RunConflict: if the log is another search's, damaged, or in use.
+    """
+    return Search(
         problem.space,
         one.feasible,
         costs=costs(problem),
@@ -218,26 +297,6 @@ def search_supernet(
         racing=RATE if problem.settings.racing else None,
         log=run.file(one.log),
     )
-    try:
-        if not run.done(one.stage):
-            began = time.perf_counter()
-            listener.stage("search", one.trials, search.complete)
-            evaluator = problem.evaluator(supernet(problem, run))
-            build = partial(rebuild, *shared(evaluator))
-            again = cluster.evaluate(
-                search,
-                partial(racer, build) if search.racing else build,
-                workers=workers,
-                progress=_reporter(search, listener),
-            )
-            if search.exhausted:
-                listener.note(f"all {search.complete} feasible architectures have been evaluated")
-            listener.end()
-            facts = {"exhausted": search.exhausted, "rejudged": again}
-            run.mark(one.stage, seconds=time.perf_counter() - began, **facts)
-        return search.trials
-    finally:
-        search.close()
 
 
 def costs(problem: Problem) -> Mapping[str, Callable[..., int]]:
@@ -271,35 +330,82 @@ def supernet(problem: Problem, run: Run) -> Network:
     return reuse.load(run, space, len(problem.data.labels), weights=weights)
 
 
+def evaluating(
+    evaluator: SupernetEvaluator, crew: Crew, racing: bool
+) -> Callable[[], Callable[..., Score]]:
+    """Return what builds an evaluator in a worker: one that races, if wanted.
+
+    Args:
+        evaluator: what it shall be equal to.
+        crew: whether a worker has a GPU.
+        racing: whether it stops early those that are beaten.
+    """
+    build = partial(rebuild, *shared(evaluator), cuda=crew.gpus > 0)
+    return partial(racer, build) if racing else build
+
+
 def racer(build: Callable[[], SupernetEvaluator]) -> RacingEvaluator:
     """Put an evaluator that races together in a worker."""
     return RacingEvaluator(build())
 
 
-Shared = tuple[dict[str, Any], int, dict[str, Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]
+Sent: TypeAlias = tuple[np.ndarray, bool]
+"""A tensor on its way to a worker: its array, and whether its channels were moved to the end."""
+Shared: TypeAlias = tuple[dict[str, Any], int, dict[str, Sent], list[Sent], list[tuple[Sent, Sent]]]
 
 
 def shared(evaluator: SupernetEvaluator) -> Shared:
-    """Take an evaluator apart into plain data and tensors, which every worker gets once."""
+    """Take an evaluator apart into plain data and arrays, which every machine gets once."""
     network = evaluator.network
     return (
         network.space.to_dict(),
         network.num_classes,
-        dict(network.state_dict()),
-        list(evaluator.calibration),
-        list(evaluator.batches),
+        {name: _sent(tensor) for name, tensor in network.state_dict().items()},
+        [_sent(images) for images in evaluator.calibration],
+        [(_sent(images), _sent(labels)) for images, labels in evaluator.batches],
     )
+
+
+def _sent(tensor: Tensor) -> Sent:
+    """Return a tensor's array in the order of its memory: only such an array can be shared."""
+    last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return (tensor.permute(0, 2, 3, 1) if last else tensor.contiguous()).numpy(), last
+
+
+def _received(sent: Sent, device: torch.device) -> Tensor:
+    """Return the tensor around an array that was sent, in the same order of memory."""
+    array, last = sent
+    tensor = torch.from_numpy(array).to(device)
+    return tensor.permute(0, 3, 1, 2) if last else tensor
 
 
 def rebuild(
     space: dict[str, Any],
     classes: int,
-    state: dict[str, Tensor],
-    calibration: list[Tensor],
-    batches: list[tuple[Tensor, Tensor]],
+    state: Mapping[str, Sent],
+    calibration: Sequence[Sent],
+    batches: Sequence[tuple[Sent, Sent]],
+    cuda: bool = False,
 ) -> SupernetEvaluator:
-    """Put an evaluator together in a worker."""
+    """Put an evaluator together in a worker, around arrays that the workers of a machine share.
+
+    Args:
+        space: of the supernet.
+        classes: of its data.
+        state: its weights.
+        calibration: batches of images that estimate statistics.
+        batches: batches of images that rank, with their labels.
+        cuda: whether it computes on the worker's GPU.
+    """
+    host = torch.device("cpu")
+    device = torch.device("cuda") if cuda else host
     with torch.device("meta"):
         network = Network(SearchSpace.from_dict(space), classes)
-    network.load_state_dict(state, assign=True)
-    return SupernetEvaluator(network.eval(), calibration, batches)
+    with warnings.catch_warnings():
+        # They are shared and read-only: an evaluation copies what it changes.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        weights = {name: _received(sent, device) for name, sent in state.items()}
+        images = [_received(sent, device) for sent in calibration]
+        ranking = [(_received(one, host), _received(two, host)) for one, two in batches]
+    network.load_state_dict(weights, assign=True)
+    return SupernetEvaluator(network.eval(), images, ranking)

@@ -91,6 +91,11 @@ def searched(run: Run) -> Subject:
     """
     if run.settings.get("job") == "measure":
         raise RunConflict(f"run '{run.name}' is a measured table and has no winner; give a search")
+    if run.settings.get("job") == "sweep":
+        raise RunConflict(
+            f"run '{run.name}' is a sweep and has many winners; give one of its searches, such as "
+            f"{run.path}/NAME (mixnas show {run.name} names them)"
+        )
     if not run.file("best.json").is_file():
         raise RunConflict(
             f"run '{run.name}' has no winner yet; go on with the search (mixnas show {run.name} "

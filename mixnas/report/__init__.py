@@ -108,6 +108,7 @@ from mixnas.report.searched import (
     used,
     winner_rows,
 )
+from mixnas.report.swept import SWEPT, SWEPT_PAGE, swept
 
 __all__ = [
     "ATTRIBUTED",
@@ -141,6 +142,8 @@ __all__ = [
     "REGION_SHORT",
     "STAGE_EFFECT_HEADS",
     "STAGE_HEADS",
+    "SWEPT",
+    "SWEPT_PAGE",
     "TRAINING",
     "WINNER",
     "attribution_figure",
@@ -198,6 +201,7 @@ __all__ = [
     "stage_rows",
     "sum_cells",
     "sum_heads",
+    "swept",
     "trials_table",
     "used",
     "winner_beats",

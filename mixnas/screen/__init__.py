@@ -6,6 +6,7 @@ from mixnas.screen.learnt import picked, replayed
 from mixnas.screen.measured import explained, measured
 from mixnas.screen.retrained import exported, predicted, retrained
 from mixnas.screen.searched import compared, found, markdown, runs
+from mixnas.screen.swept import swept
 
 __all__ = [
     "audited",
@@ -23,5 +24,6 @@ __all__ = [
     "retrained",
     "runs",
     "spaces",
+    "swept",
     "zoo",
 ]

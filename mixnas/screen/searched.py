@@ -36,6 +36,7 @@ from mixnas.screen.audit import audited
 from mixnas.screen.measured import measured
 from mixnas.screen.parts import grid, heading
 from mixnas.screen.retrained import exported, exports, retrained, retraining_rows, unfinished
+from mixnas.screen.swept import swept
 from mixnas.terminal import rows
 
 CAVEAT = (
@@ -48,6 +49,8 @@ HOW_LISTED = "accuracy: by the supernet's weights; retrained: on the test images
 
 def found(show: Mapping[str, Any]) -> RenderableType:
     """Render what `mixnas.jobs.show` returned for a run."""
+    if show["job"] == "sweep":
+        return swept(show)
     if show["job"] == "retrain":
         return retrained(show)
     if show["state"] != "finished":

@@ -4,6 +4,12 @@ One step sees one batch. The dearest draw learns from the labels; the others lea
 dearest one's probabilities (`mixnas.train.distil`). All of it is a pure function of the seed and
 the step, so a resumed training goes on bit for bit (on one CPU process).
 
+Several processes share each batch: every one draws the same architectures and answers its own
+images, the gradients are averaged once all draws have gone backward (before each is projected, if
+conflicting ones are), and all decide alike on the means of their losses. Batch norms see a
+process's own images; their running statistics differ a little from one process to another, and
+those of the first are kept: whoever judges an architecture estimates them anew.
+
 What AdamW does to weights that a step did not draw: a tensor of which no corner was drawn has no
 gradient and is left alone, neither moved nor decayed. Of a tensor that was drawn in part, the
 rest has a zero gradient, so its momentum fades and its decay goes on; the dearest draw makes
@@ -27,6 +33,7 @@ from mixnas.train.distil import Lesson
 from mixnas.train.draws import Draw, Draws, tally
 from mixnas.train.optimise import Batch, Descent, Guard, State, StepResult, placed, precision
 from mixnas.train.recipe import Recipe
+from mixnas.train.world import World
 
 
 class SupernetTrainer:
@@ -36,9 +43,14 @@ class SupernetTrainer:
         network: the supernet, on its device.
         draws: the architectures of every step.
         recipe: how to train.
+        world: the processes that share each batch; alone by default.
     """
 
-    def __init__(self, network: Network, draws: Draws, recipe: Recipe) -> None:
+    def __init__(
+        self, network: Network, draws: Draws, recipe: Recipe, world: World | None = None
+    ) -> None:
+        self.world = world or World.alone(next(network.parameters()).device)
+        self.world.share(network)
         self.network = network.train()
         self.draws = draws
         self.recipe = recipe
@@ -67,7 +79,10 @@ class SupernetTrainer:
             yield self.train(*next(batches))
 
     def train(self, images: Tensor, labels: Tensor) -> StepResult:
-        """Perform one step on one batch of images ``(B, C, H, W)`` and labels ``(B,)``."""
+        """Perform one step on one batch of images ``(B, C, H, W)`` and labels ``(B,)``.
+
+        Of several processes each gives its own part of the batch, and all get the same result.
+        """
         images, labels = placed((images, labels), self.device)
         result = StepResult(self.step, self.descent.rate)
         self.descent.clear()
@@ -78,19 +93,29 @@ class SupernetTrainer:
             draw = self._attended(offered, images, labels)
             logits = self._answer(images, draw.arch)
             loss = self.lesson(logits, labels, targets)
-            if reason := self.guard.trouble(loss.item(), self.network.num_classes):
+            said = self.world.mean(loss.item())
+            if reason := self.guard.trouble(said, self.network.num_classes):
                 return self._skip(result, draw, reason)
             loss.backward()
+            if self.projection.kind != "none":
+                self._average()
             self.projection.take(draw.role)
             if targets is None:
                 targets = logits.detach().softmax(dim=1)
-                result.accuracy = (logits.argmax(1) == labels).float().mean().item()
-            result.losses[draw.role] = result.losses.get(draw.role, 0.0) + loss.item()
+                right = (logits.argmax(1) == labels).float().mean().item()
+                result.accuracy = self.world.mean(right)
+            result.losses[draw.role] = result.losses.get(draw.role, 0.0) + said
             counts[draw.role] += 1
             tally(self.tally, draw.arch)
+        if self.projection.kind == "none":
+            self._average()
         self.projection.finish()
         result.losses = {role: loss / counts[role] for role, loss in result.losses.items()}
         return self._finish(result)
+
+    def _average(self) -> None:
+        """Make the gradients the means over all processes; of the same parameters in each."""
+        self.world.average([p.grad for p in self.network.parameters() if p.grad is not None])
 
     def _answer(self, images: Tensor, arch: Architecture) -> Tensor:
         """Return the logits ``(B, classes)`` of an architecture."""
@@ -105,7 +130,8 @@ class SupernetTrainer:
         archs = (draw.arch, *draw.others)
         with still(self.network):
             losses = [F.cross_entropy(self._answer(images, arch), labels) for arch in archs]
-        finite = torch.stack(losses).nan_to_num(math.inf)
+        means = torch.tensor(self.world.means([loss.item() for loss in losses]))
+        finite = means.nan_to_num(math.inf)
         place = finite.argmin() if self.recipe.attention == "best" else finite.argmax()
         return Draw(draw.role, archs[int(place)])
 

@@ -23,6 +23,9 @@ from mixnas.errors import InvalidOption, WorkerLost
 SILENCE = timedelta(minutes=10)
 """How long a process waits for another before it gives up."""
 
+SENT = 2**22
+"""Numbers that are averaged at once, at least, as long as there are so many left."""
+
 STEP = {"SLURM_STEP_ID", "SLURM_STEP_NODELIST"}
 """What srun sets, and a batch script has not: there the job's other processes never come."""
 
@@ -64,6 +67,10 @@ class World:
         if place is None:
             return cls.alone(device_type)
         device = torch.device(device_type)
+        if dist.is_available() and dist.is_initialized():  # Ray Train has joined them already
+            if device.type == "cuda":
+                device = torch.device("cuda", _gpu(place.local))
+            return cls(dist.get_rank(), dist.get_world_size(), device)
         if device.type == "cuda":
             device = torch.device("cuda", _gpu(place.local))
             torch.cuda.set_device(device)
@@ -112,16 +119,16 @@ class World:
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replace floating-point tensors by their means over the processes, in place."""
-        held = [tensor for tensor in tensors if tensor.is_floating_point()]
-        if self.size == 1 or not held:
+        if self.size == 1:
             return
-        flat = torch.cat([tensor.detach().flatten().double() for tensor in held])
-        with self.watched():
-            dist.all_reduce(flat)
-        parts = (flat / self.size).split([tensor.numel() for tensor in held])
-        with torch.no_grad():
-            for tensor, part in zip(held, parts, strict=True):
-                tensor.copy_(part.view_as(tensor))
+        for held in _together([tensor for tensor in tensors if tensor.is_floating_point()]):
+            flat = torch.cat([tensor.detach().flatten().double() for tensor in held])
+            with self.watched():
+                dist.all_reduce(flat)
+            parts = (flat / self.size).split([tensor.numel() for tensor in held])
+            with torch.no_grad():
+                for tensor, part in zip(held, parts, strict=True):
+                    tensor.copy_(part.view_as(tensor))
 
     def gather(self, rows: Tensor) -> Tensor:
         """Return every process's rows ``(n, ...)``, n of its own, in the order of the ranks."""
@@ -187,6 +194,20 @@ class World:
                 f"process {self.rank} of {self.size}: another process is lost ({line[:160]}); what "
                 "it said itself tells why, and the same command goes on from the last checkpoint"
             ) from None
+
+
+def _together(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield tensors in groups that are sent at once, none much larger than it need be."""
+    group: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        group.append(tensor)
+        size += tensor.numel()
+        if size >= SENT:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def local(network: nn.Module) -> AbstractContextManager[None]:

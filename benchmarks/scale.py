@@ -1,0 +1,436 @@
+"""What the driver costs: in virtual time with many workers, in Ray with few, and beside bare Tune.
+
+    python benchmarks/scale.py simulate [--trials 20000] [--workers 256]
+    python benchmarks/scale.py ray [--trials 10000] [--workers 2,4,8]
+    python benchmarks/scale.py bare [--trials 200]
+    python benchmarks/scale.py speedup
+    python benchmarks/scale.py record --run RUN
+
+``simulate``: the search as it is, its log on disk included, against workers that exist in virtual
+time only; an evaluation takes what one of ``scale-durations.csv`` took (recorded on digits, one
+thread), its outcome comes from a table. Told are the workers' idle share, and in real time what the
+driver spends on an architecture, early and late, and how its memory grows.
+
+``ray``: real workers whose evaluations take no time, so that all that is measured is overhead: the
+median over batches of the time from one answer to the next, an architecture; early (from trial
+100) and late (up to the last). Then the workers' idle share when an evaluation takes 50 ms.
+
+``bare``: Tune alone, with actors used again, each trial reporting once.
+
+``speedup``: the same architectures, judged by a real supernet's weights, by one bare process, by
+two, and by two Ray workers; PASS if the workers reach 0.9 of what the two processes gain.
+
+``record`` times the evaluations of a finished search anew, one thread, into the CSV.
+"""
+
+import argparse
+import csv
+import heapq
+import json
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from mixnas.arch import Architecture
+from mixnas.asktell import Search
+from mixnas.cluster import Crew, evaluate
+from mixnas.cluster.desk import Desk
+from mixnas.cost import count
+from mixnas.cost.feasible import Feasible
+from mixnas.cost.limit import Limit
+from mixnas.cost.table import CostTable
+from mixnas.evaluate import Score
+from mixnas.space import SearchSpace
+
+DURATIONS = Path(__file__).parent / "scale-durations.csv"
+SPACE = SearchSpace.load("default")
+
+
+def digest(text: str) -> float:
+    return int.from_bytes(sha256(text.encode()).digest()[:4], "big") / 2**32
+
+
+def judge(arch: Architecture, seconds: float = 0.0) -> Score:
+    """A made-up truth: each choice has its worth, and the whole some noise of its own."""
+    time.sleep(seconds)
+    worths = [digest(f"{key} {value}") for key, value in SPACE.genotype(arch).items()]
+    loss = statistics.fmean(worths) + 0.05 * digest(arch.id)
+    return Score(1 - loss / 3, loss, 1000)
+
+
+def make_judge(seconds: float = 0.0) -> Callable[[Architecture], Score]:
+    return partial(judge, seconds=seconds)
+
+
+def search(log: Path, trials: int, population: int, sampler: str) -> Search:
+    limit = Limit.parse("1.5GFLOPs")
+    table = CostTable(count.flops, image=SPACE.image, classes=SPACE.classes)
+    feasible = Feasible(SPACE, [limit], {"flops": table})
+    return Search(
+        SPACE,
+        feasible,
+        costs={"flops": table},
+        limits=[limit],
+        sampler=sampler,
+        trials=trials,
+        population=population,
+        log=log,
+    )
+
+
+def durations() -> list[float]:
+    with DURATIONS.open() as file:
+        return [float(row["seconds"]) for row in csv.DictReader(file)]
+
+
+@dataclass
+class Simulation:
+    """Workers in virtual time, served by a real desk.
+
+    Attributes:
+        desk: what hands out and takes in.
+        workers: how many.
+        seconds: what an evaluation takes.
+        now: virtual time.
+        busy: seconds that all workers together have worked.
+        spent: real seconds of the driver and the trials told by then, one pair an answer.
+    """
+
+    desk: Desk
+    workers: int
+    seconds: list[float]
+    now: float = 0.0
+    busy: float = 0.0
+    spent: list[tuple[int, float]] = field(default_factory=list)
+
+    def run(self, told: Callable[[int], None]) -> None:
+        """Serve all workers to the end; call `told` with the number of trials told so far."""
+        idle, out, done, serial = list(range(self.workers)), [], 0, 0
+        while True:
+            began = time.perf_counter()
+            handed = 0
+            while idle and (batch := self.desk.next(f"w{serial}")):
+                worker, name = idle.pop(), f"w{serial}"
+                self.desk.started(name)
+                serial, handed = serial + 1, handed + len(batch)
+                took = sum(self.seconds[one.number % len(self.seconds)] for one in batch)
+                self.busy += took
+                heapq.heappush(out, (self.now + took, serial, worker, name, batch))
+            if not out:
+                break
+            self.now, _, worker, name, batch = heapq.heappop(out)
+            asked = time.perf_counter() - began
+            outcomes = {one.number: judge(one.arch) for one in batch}
+            began = time.perf_counter()
+            self.desk.deliver(name, outcomes)
+            self.desk.done(name)
+            idle.append(worker)
+            done += len(batch)
+            self.spent.append((done, (asked + time.perf_counter() - began) / len(batch)))
+            told(done)
+        if self.desk.error:
+            raise self.desk.error
+
+
+def record(run: str) -> int:
+    """Time the evaluation of every architecture of a search, as a worker does it."""
+    import torch
+
+    from mixnas.asktell import read_trials
+    from mixnas.jobs.problem import reopen
+    from mixnas.jobs.settings import Silent
+    from mixnas.jobs.stages import supernet
+    from mixnas.run import Run
+
+    torch.set_num_threads(1)
+    opened = Run.open(run)
+    problem = reopen(opened, Silent())
+    evaluator = problem.evaluator(supernet(problem, opened))
+    archs = [trial.arch for trial in read_trials(opened.file("log.jsonl"))]
+    evaluator(archs[0])
+    with DURATIONS.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "seconds"])
+        for arch in archs:
+            began = time.perf_counter()
+            evaluator(arch)
+            writer.writerow([arch.id, f"{time.perf_counter() - began:.4f}"])
+    print(f"{len(archs)} evaluations, {statistics.median(durations()):.3f} s in the median")
+    return 0
+
+
+def memory() -> float:
+    return psutil.Process().memory_info().rss / 1e6
+
+
+def between(spent: list[tuple[int, float]], low: int, high: int) -> float:
+    return 1e3 * statistics.median(cost for done, cost in spent if low < done <= high)
+
+
+def mean(spent: list[tuple[int, float]], low: int, high: int) -> float:
+    return 1e3 * statistics.fmean(cost for done, cost in spent if low < done <= high)
+
+
+def simulate(trials: int, workers: int, population: int, sampler: str) -> int:
+    marks: dict[int, float] = {}
+
+    def told(done: int) -> None:
+        for mark in (100, trials // 2, trials):
+            if done >= mark and mark not in marks:
+                marks[mark] = memory()
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = search(Path(folder) / "log.jsonl", trials, population, sampler)
+        simulation = Simulation(Desk(found, lambda: workers, 5), workers, durations())
+        began = time.perf_counter()
+        simulation.run(told)
+        wall = time.perf_counter() - began
+        found.close()
+    spent, late = simulation.spent, max(200, trials - 1000)
+    idle = 1 - simulation.busy / (workers * simulation.now)
+    grown = (marks[trials] - marks[100]) * 10_000 / (trials - 100)
+    print(f"{trials:,} trials, {workers} workers, generations of {population}, {sampler}")
+    print(f"  virtual time {simulation.now:,.0f} s, workers idle {idle:.1%}; real {wall:,.0f} s")
+    print(
+        f"  driver, an architecture: median {between(spent, 100, 1100):.2f} ms from trial 100, "
+        f"{between(spent, late, trials):.2f} ms at the end; "
+        f"mean {mean(spent, 100, 1100):.2f} and {mean(spent, late, trials):.2f} ms"
+    )
+    print(f"  memory +{grown:.0f} MB per 10,000 trials ({marks[100]:.0f} MB at trial 100)")
+    return 0
+
+
+def in_ray(trials: int, workers: int, population: int, batch: int) -> tuple[float, float, float]:
+    """Return the median overhead an architecture, early and late, and the growth of memory."""
+    times: list[float] = []
+    marks: dict[int, float] = {}
+
+    def progress(_: Any) -> None:
+        times.append(time.perf_counter())
+        if len(times) in (100, trials):
+            marks[len(times)] = memory()
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = search(Path(folder) / "log.jsonl", trials, population, "random")
+        evaluate(found, make_judge, Crew(workers), batch=batch, progress=progress)
+        found.close()
+    grown = (marks[trials] - marks[100]) * 10_000 / (trials - 100)
+    window = min(1000, trials // 4)
+    early, late = times[100 : 100 + window], times[-window:]
+    return 1e3 * pace(early, batch), 1e3 * pace(late, batch), grown
+
+
+def pace(times: list[float], batch: int) -> float:
+    """Return the median over groups of batches of the seconds an architecture takes."""
+    step = 4 * batch
+    groups = [times[at + step] - times[at] for at in range(0, len(times) - step, step)]
+    return statistics.median(groups) / step
+
+
+def idle_in_ray(workers: int, population: int, batch: int, seconds: float, trials: int) -> float:
+    times: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        found = search(Path(folder) / "log.jsonl", trials, population, "random")
+        evaluate(
+            found,
+            partial(make_judge, seconds),
+            Crew(workers),
+            batch=batch,
+            progress=lambda _: times.append(time.perf_counter()),
+        )
+        found.close()
+    begin = len(times) // 5  # workers start one after the other
+    spent = (times[-1] - times[begin]) * workers
+    return 1 - (len(times) - 1 - begin) * seconds / spent
+
+
+def scale_in_ray(trials: int, workers: list[int], population: int, batch: int) -> int:
+    for number in workers:
+        early, late, grown = in_ray(trials, number, population, batch)
+        idle = idle_in_ray(number, population, batch, 0.05, 400)
+        print(
+            f"{number} workers, {trials:,} trials, generations of {population}, batches of {batch} "
+            f"at most: {early:.1f} ms an architecture from trial 100, {late:.1f} ms at the end "
+            f"({late / early:.2f} times); memory +{grown:.0f} MB per 10,000; "
+            f"idle at 50 ms an evaluation: {idle:.1%}",
+            flush=True,
+        )
+    return 0
+
+
+def bare(trials: int) -> int:
+    from ray import tune
+
+    from mixnas.cluster.local import connected
+
+    class Trivial(tune.Trainable):
+        def setup(self, config: dict[str, Any]) -> None:
+            self.value = config["value"]
+
+        def step(self) -> dict[str, Any]:
+            return {"value": self.value, "done": True}
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            self.value = new_config["value"]
+            return True
+
+    times: list[float] = []
+
+    class Told(tune.Callback):
+        def on_trial_complete(self, *_: Any, **__: Any) -> None:
+            times.append(time.perf_counter())
+
+    with connected(Crew(2)) as folder:
+        tune.Tuner(
+            tune.with_resources(Trivial, {"cpu": 1}),
+            param_space={"value": tune.grid_search(list(range(trials)))},
+            tune_config=tune.TuneConfig(reuse_actors=True),
+            run_config=tune.RunConfig(
+                storage_path=str(folder / "tune"), callbacks=[Told()], verbose=0
+            ),
+        ).fit()
+    half = times[trials // 5 :]
+    each = statistics.median(b - a for a, b in zip(half[::4], half[4::4], strict=False)) / 4
+    print(f"Tune alone, 2 workers, {trials} trials: {1e3 * each:.1f} ms a trial in the median")
+    return 0
+
+
+@dataclass(frozen=True)
+class Real:
+    """Judges by a real supernet's weights (untrained: it takes as long), on digits."""
+
+    images: int = 512
+
+    def __call__(self) -> Callable[[Architecture], Score]:
+        import torch
+
+        from mixnas.evaluate import SupernetEvaluator
+        from mixnas.network import Network
+
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        images = torch.randn(self.images, 3, 32, 32)
+        labels = torch.randint(0, 10, (self.images,))
+        batches = [(images[i : i + 256], labels[i : i + 256]) for i in range(0, len(images), 256)]
+        network = Network(SearchSpace.load("tabular"), 10).eval()
+        return SupernetEvaluator(network, [images[:64], images[64:128]], batches)
+
+
+def tabular(log: Path, trials: int) -> Search:
+    space = SearchSpace.load("tabular")
+    table = CostTable(count.flops, image=space.image, classes=space.classes)
+    feasible = Feasible(space, [], {"flops": table})
+    return Search(
+        space,
+        feasible,
+        costs={"flops": table},
+        limits=[],
+        sampler="random",
+        trials=trials,
+        population=40,
+        log=log,
+    )
+
+
+def work(archs: list[str], start: Any, done: Any) -> None:
+    evaluator = Real()()
+    evaluator(Architecture.from_json(archs[0]))  # what is done once in a process is not timed
+    start.wait()
+    began = time.perf_counter()
+    for text in archs:
+        evaluator(Architecture.from_json(text))
+    done.put(time.perf_counter() - began)
+
+
+def bare_seconds(archs: list[str], processes: int) -> float:
+    context = multiprocessing.get_context("spawn")
+    start, done = context.Barrier(processes + 1), context.Queue()
+    parts = [archs[i::processes] for i in range(processes)]
+    crew = [context.Process(target=work, args=(part, start, done)) for part in parts]
+    for process in crew:
+        process.start()
+    start.wait()
+    began = time.perf_counter()
+    for _ in crew:
+        done.get()
+    spent = time.perf_counter() - began
+    for process in crew:
+        process.join()
+    return spent
+
+
+def speedup(trials: int) -> int:
+    ratios = []
+    for _ in range(3):
+        with tempfile.TemporaryDirectory() as folder:
+            found = tabular(Path(folder) / "log.jsonl", trials)
+            times: list[float] = []
+            evaluate(
+                found,
+                Real(),
+                Crew(2),
+                batch=5,
+                progress=lambda _told, times=times: times.append(time.perf_counter()),
+            )
+            archs = [json.dumps(trial.arch.to_dict()) for trial in found.trials]
+            found.close()
+        skipped = trials // 5  # workers start one after the other
+        pace = (times[-1] - times[skipped]) / (trials - 1 - skipped)
+        one, two = bare_seconds(archs, 1) / trials, bare_seconds(archs, 2) / trials
+        ratios.append(two / pace)
+        print(
+            f"{1e3 * one:.1f} ms an architecture in one bare process, {1e3 * two:.1f} in two "
+            f"({one / two:.2f} times), {1e3 * pace:.1f} in two Ray workers ({one / pace:.2f} "
+            f"times): {two / pace:.3f} of the gain",
+            flush=True,
+        )
+    share = statistics.median(ratios)
+    print(f"{'PASS' if share >= 0.9 else 'FAIL'}: {share:.3f} in the median of three, 0.9 needed")
+    return 0 if share >= 0.9 else 1
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def options() -> Iterator[tuple[str, dict[str, Any]]]:
+    yield "--trials", {"type": int}
+    yield "--workers", {"type": numbers}
+    yield "--population", {"type": int}
+    yield "--batch", {"type": int, "default": 5}
+    yield "--sampler", {"default": "surrogate"}
+    yield "--run", {}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("simulate", "ray", "bare", "speedup", "record"))
+    for name, settings in options():
+        parser.add_argument(name, **settings)
+    asked = parser.parse_args()
+    if asked.what == "simulate":
+        workers = (asked.workers or [256])[0]
+        population = asked.population or 5 * workers
+        return simulate(asked.trials or 20_000, workers, population, asked.sampler)
+    if asked.what == "ray":
+        trials, workers = asked.trials or 10_000, asked.workers or [2, 4, 8]
+        return scale_in_ray(trials, workers, asked.population or 40, asked.batch)
+    if asked.what == "record":
+        return record(asked.run)
+    return bare(asked.trials or 200) if asked.what == "bare" else speedup(asked.trials or 200)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

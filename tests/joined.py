@@ -1,0 +1,85 @@
+"""A search on a cluster of several nodes on this machine: ``python joined.py FOLDER WHAT``.
+
+Told as JSON at the end: how the trials stand, and which nodes have worked. As a process of its own,
+since what Ray knows of tokens and addresses lasts as long as a process.
+"""
+
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import ray
+from ray.cluster_utils import Cluster
+from searching import Toy, evaluate
+
+from mixnas import cluster
+from mixnas.cluster import Crew
+from mixnas.errors import MixnasError
+
+
+def judge(arch, folder, seconds):
+    node = ray.get_runtime_context().get_node_id()
+    (Path(folder) / f"node-{node}").touch()
+    return evaluate(arch, seconds)
+
+
+def judges(folder, seconds=0.05):
+    return partial(judge, folder=folder, seconds=seconds)
+
+
+def killed(nodes, folder, told):
+    """Kill a node that has worked, in the middle of the search, as if its power had failed."""
+    worked = {path.name.removeprefix("node-") for path in Path(folder).glob("node-*")}
+    if len(told) == 15:
+        node = next(node for node in nodes if node.node_id in worked)
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
+        (Path(folder) / "killed").write_text(node.node_id)
+
+
+def main(folder, what):
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    nodes = [started.add_node(num_cpus=1) for _ in range(3)]
+    started.wait_for_nodes()
+    told, notes = [], []
+    search = Toy().search(Path(folder) / "log", trials=60, population=10)
+
+    def progress(trial):
+        told.append(trial.number)
+        if what == "kill":
+            killed(nodes, folder, told)
+
+    crew = {
+        "kill": Crew(address=started.address),
+        "two": Crew(2, cpus=0.5, address=started.address),
+        "gpu": Crew(gpus=0.5, address=started.address),
+        "client": Crew(address="ray://127.0.0.1:20001"),
+    }[what]
+    error, began = "", time.monotonic()
+    try:
+        cluster.evaluate(
+            search, partial(judges, folder), crew, batch=2, progress=progress, note=notes.append
+        )
+    except MixnasError as raised:
+        error = str(raised)
+    found = {
+        "seconds": time.monotonic() - began,
+        "complete": search.complete,
+        "numbers": [trial.number for trial in search.trials],
+        "losses": [trial.loss for trial in search.trials],
+        "reasons": [trial.reason for trial in search.trials if trial.reason],
+        "told": told,
+        "notes": notes,
+        "error": error,
+        "nodes": [node.node_id for node in nodes],
+        "worked": [path.name.removeprefix("node-") for path in Path(folder).glob("node-*")],
+        "connected": ray.is_initialized(),
+    }
+    print(json.dumps(found), flush=True)
+    sys.stdin.read()  # who started this may look at the processes first
+    started.shutdown()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,202 @@
+"""Runs at an address: what is there can always be gone on with, by one process at a time."""
+
+import json
+import time
+
+import fsspec
+import pytest
+
+from mixnas import remote
+from mixnas.errors import InvalidOption, RemoteFailed, RunConflict
+from mixnas.remote import HEAD, Keeping, Mirror, is_address, placed, rooted
+from mixnas.run import Run
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, tmp_path):
+    monkeypatch.setattr(remote, "SETTLE", 0.0)
+    monkeypatch.setattr(remote, "EVERY", 0.05)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here"))
+    there = fsspec.filesystem("memory")
+    there.store.clear()
+    there.pseudo_dirs[:] = [""]
+    yield
+    there.store.clear()
+
+
+def content(path="memory://runs/one"):
+    there, where = fsspec.core.url_to_fs(path)
+    begin = len(where) + 1
+    return {name[begin:]: there.cat_file(name) for name in there.find(where)}
+
+
+def another_machine(monkeypatch, tmp_path, name="elsewhere"):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+
+
+def test_what_is_an_address():
+    assert is_address("s3://bucket/runs")
+    assert is_address("memory://runs")
+    assert not is_address("runs")
+    assert not is_address("/data/runs")
+    assert not is_address("C:\\runs")
+
+
+def test_a_run_is_there_when_it_is_closed_and_comes_back_on_an_empty_disk(monkeypatch, tmp_path):
+    with Run.create("memory://runs", "one", {"seed": 3}) as run:
+        run.write("supernet.safetensors", b"\0\1" * 1000)
+        run.write("figures/front.png", b"png")
+        run.mark("training", seconds=1.0)
+    assert set(content()) == {
+        HEAD, "run.json", "stages.json", "supernet.safetensors", "figures/front.png",
+    }  # fmt: skip
+    assert "lease" not in json.loads(content()[HEAD])
+    another_machine(monkeypatch, tmp_path)
+    with Run.create("memory://runs", "one", {"seed": 3}) as run:
+        assert run.done("training")
+        assert run.file("supernet.safetensors").read_bytes() == b"\0\1" * 1000
+        run.write("log.jsonl", b'{"ask": 0}\n{"tell"')
+    assert content()["log.jsonl"] == b'{"ask": 0}\n'  # whole lines only
+    read = Run.open("memory://runs/one")
+    assert read.settings == {"seed": 3}
+    with pytest.raises(RunConflict, match="seed: was 3, now 4"):
+        Run.create("memory://runs", "one", {"seed": 4})
+
+
+def test_while_it_is_worked_on_it_is_uploaded_now_and_then():
+    with Run.create("memory://runs", "one", {}) as run:
+        run.write("one.json", {"a": 1})
+        until = time.monotonic() + 10
+        while "one.json" not in content() and time.monotonic() < until:
+            time.sleep(0.01)
+        assert json.loads(content()["one.json"]) == {"a": 1}
+        assert "lease" in json.loads(content()[HEAD])
+        run.file("one.json").unlink()
+        while "one.json" in content() and time.monotonic() < until:
+            time.sleep(0.01)
+        assert "one.json" not in content()
+
+
+def test_what_says_that_a_stage_is_done_comes_last(monkeypatch):
+    sent = []
+    with Run.create("memory://runs", "one", {}) as run:
+        mirror = Mirror.of(run.path)
+        mirror._connect()
+        original = mirror._files.pipe_file
+
+        def pipe(path, data, **options):
+            sent.append(path.rpartition("runs/one/")[2])
+            return original(path, data, **options)
+
+        monkeypatch.setattr(type(mirror._files), "pipe_file", lambda _, *a, **k: pipe(*a, **k))
+        run.mark("training")
+        run.write("zebra.bin", b"1")
+    whole = [name for name in sent if name != HEAD]
+    assert set(whole[whole.index("zebra.bin") :]) <= {"zebra.bin", "stages.json"}
+    assert whole[-1] == "stages.json" or "stages.json" in whole[: whole.index("zebra.bin")]
+
+
+def test_two_machines_do_not_work_on_one_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(remote.socket, "gethostname", lambda: "first")
+    with Run.create("memory://runs", "one", {}):
+        while "run.json" not in content():
+            time.sleep(0.01)
+        another_machine(monkeypatch, tmp_path)
+        monkeypatch.setattr(remote.socket, "gethostname", lambda: "second")
+        with pytest.raises(RunConflict, match=r"memory://runs/one is in use by process \d+ on f"):
+            Run.create("memory://runs", "one", {})
+        assert Run.open("memory://runs/one").settings == {}  # who only reads may
+    with Run.create("memory://runs", "one", {}) as run:
+        assert run.settings == {}
+
+
+def test_a_lease_of_one_that_died_is_taken_over(monkeypatch, tmp_path):
+    run = Run.create("memory://runs", "one", {})
+    run.write("log.jsonl", b'{"ask": 0}\n')
+    keeping = run._keeping
+    keeping.mirror.push()
+    keeping._stop.set()  # as if it were killed: nothing is given back
+    keeping._thread.join()
+    Keeping._active.clear()
+    run._keeping = None
+    run.close()
+    head = json.loads(content()[HEAD])
+    head["lease"]["host"] = "elsewhere"
+    where = fsspec.filesystem("memory")
+    where.pipe_file("/runs/one/" + HEAD, json.dumps(head).encode())
+    another_machine(monkeypatch, tmp_path)
+    with pytest.raises(RunConflict, match="a lease lapses after 180 s of silence"):
+        Run.create("memory://runs", "one", {})
+    head["lease"]["at"] -= 200
+    where.pipe_file("/runs/one/" + HEAD, json.dumps(head).encode())
+    with Run.create("memory://runs", "one", {}) as run:
+        assert run.file("log.jsonl").read_bytes() == b'{"ask": 0}\n'
+
+
+def test_what_is_older_here_is_moved_aside_and_what_is_newer_goes_on(monkeypatch, tmp_path):
+    with Run.create("memory://runs", "one", {}) as run:
+        run.write("who.json", ["first"])
+        here = run.path
+    another_machine(monkeypatch, tmp_path)
+    with Run.create("memory://runs", "one", {}) as run:
+        run.write("who.json", ["second"])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here"))
+    with Run.create("memory://runs", "one", {}) as run:
+        assert run.path == here
+        assert run.read("who.json") == ["second"]
+        assert list(here.parent.glob(".one.before-*")) == []  # the first is nothing of its own
+    (here / "who.json").write_text('["first, alone"]')
+    another_machine(monkeypatch, tmp_path)
+    with Run.create("memory://runs", "one", {}) as run:
+        run.write("who.json", ["third"])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here"))
+    with Run.create("memory://runs", "one", {}) as run:
+        assert run.read("who.json") == ["third"]
+        aside = list(here.parent.glob(".one.before-*/who.json"))
+        assert [json.loads(path.read_text()) for path in aside] == [["first, alone"]]
+    (here / "who.json").write_text('["not uploaded yet"]')
+    with Run.create("memory://runs", "one", {}) as run:
+        assert run.read("who.json") == ["not uploaded yet"]
+    assert json.loads(content()["who.json"]) == ["not uploaded yet"]
+
+
+def test_runs_within_a_run_are_part_of_it(monkeypatch, tmp_path):
+    with Run.create("memory://runs", "one", {}) as run:
+        with Run.create(run.path, "audit", {"inner": True}) as inner:
+            inner.write("audit.json", {})
+        assert Run.open(run.path / "audit").settings == {"inner": True}
+    assert {"audit/run.json", "audit/audit.json"} <= content().keys()
+    another_machine(monkeypatch, tmp_path)
+    assert Run.open(placed("memory://runs/one") / "audit").settings == {"inner": True}
+
+
+def test_a_name_that_leads_out_is_not_fetched():
+    with Run.create("memory://runs", "one", {}) as run:
+        mirror = Mirror.of(run.path)
+    mirror._there = lambda: ["../../evil"]
+    mirror.path = mirror.path.with_name("two")
+    mirror._connect()
+    with pytest.raises(InvalidOption, match="leads out of the run's folder"):
+        mirror._download()
+
+
+def test_an_address_that_is_none_and_one_that_fails(monkeypatch):
+    with pytest.raises(InvalidOption, match="no kind 'nowhere' is known; give a folder, or an"):
+        rooted("nowhere://runs")
+    run = Run.create("memory://runs", "one", {})
+    broken = type(fsspec.filesystem("memory"))
+
+    def refuse(*_, **__):
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(broken, "pipe_file", refuse)
+    run.write("late.json", {})
+    with pytest.raises(RemoteFailed, match=r"cannot write there \(PermissionError: Access Denied"):
+        run.close()
+    assert (run.path / "late.json").is_file()
+    monkeypatch.undo()
+
+
+def test_a_password_in_an_address_is_not_shown(monkeypatch):
+    assert "secret" not in str(rooted("memory://me:secret@host/runs"))
+    assert remote._shown("ftp://me:secret@host/runs") == "ftp://host/runs"
