@@ -210,6 +210,7 @@ class Mirror:
                 return []
             found = (str(path).rstrip("/") for path in self._files.ls(above, detail=False))
             names = [path.rpartition("/")[2] for path in found]
+            names = [name for name in names if not name.startswith(".")]  # ``..`` leads elsewhere
             return [name for name in names if self._files.exists(f"{above}/{name}/{HEAD}")]
 
     def peep(self) -> None:

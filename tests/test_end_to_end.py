@@ -22,6 +22,7 @@ import mixnas
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
+SECRET = "correct-horse-battery"
 SMALL = ["--space", "micro", "--epochs", "2", "--trials", "12", "--workers", "2", "--name", "run"]
 
 
@@ -49,9 +50,18 @@ def told(run: Path) -> dict[int, dict]:
 def found(tmp_path_factory):
     """Return the folder of one finished search, and what it printed."""
     folder = tmp_path_factory.mktemp("search")
-    done = call(folder, "search", "--budget", "8MFLOPs", *SMALL)
+    secret = {**os.environ, "AWS_SECRET_ACCESS_KEY": SECRET, "API_TOKEN": SECRET}
+    done = call(folder, "search", "--budget", "8MFLOPs", *SMALL, env=secret)
     assert done.returncode == 0, done.stderr
     return folder, done
+
+
+def test_nothing_of_the_environment_is_written_or_said(found):
+    folder, done = found
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 15
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+    assert SECRET not in done.stdout + done.stderr
 
 
 def test_a_search_names_a_winner_within_the_budget(found):

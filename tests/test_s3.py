@@ -1,6 +1,10 @@
 """Runs on an S3 server that runs here: what is uploaded comes back on an empty disk."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -67,3 +71,56 @@ def test_a_bucket_that_is_not_there_is_one_line(bucket):
         Run.create("s3://no-such-bucket-here/runs", "one", {})
     assert "s3://no-such-bucket-here/runs/one: cannot" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+QUICK = "from mixnas import remote; remote.EVERY = 0.5; from mixnas.cli import main; main()"
+SEARCH = ["search", "--budget", "8MFLOPs", "--space", "micro", "--epochs", "1", "--trials", "16"]
+
+
+def begin(disk, *words):
+    """Begin a command on a machine with a disk of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", QUICK, *words],
+        env={**os.environ, "XDG_CACHE_HOME": str(disk)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def told(files, path):
+    """Return the number of trials whose outcome lies there."""
+    files.invalidate_cache()
+    if not files.exists(path):
+        return []
+    lines = [json.loads(line) for line in files.cat_file(path).decode().splitlines()]
+    return [line["tell"] for line in lines if "tell" in line]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_a_search_killed_goes_on_from_there_on_an_empty_disk(bucket, tmp_path):
+    files, name = bucket
+    words = [*SEARCH, "--runs", f"s3://{name}/runs", "--name", "one", "--workers", "1"]
+    log = f"{name}/runs/one/log.jsonl"
+    first = begin(tmp_path / "first", *words)
+    while first.poll() is None and len(told(files, log)) < 3:
+        time.sleep(0.2)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    there = told(files, log)
+    assert 3 <= len(there) < 16
+    other = begin(tmp_path / "empty", *words)
+    _, said = other.communicate(timeout=300)
+    assert other.returncode == 0, said
+    assert sorted(told(files, log)) == list(range(16))
+    assert told(files, log)[: len(there)] == there  # what was there has not been done again
+    shown = begin(tmp_path / "third", "show", "one", "--runs", f"s3://{name}/runs", "--json")
+    found, said = shown.communicate(timeout=60)
+    assert shown.returncode == 0, said
+    assert json.loads(found)["trials"]["complete"] == 16
+    whole = begin(tmp_path / "whole", *SEARCH, "--runs", str(tmp_path / "runs"), "--name", "one")
+    _, said = whole.communicate(timeout=300)
+    assert whole.returncode == 0, said
+    same = (tmp_path / "runs" / "one" / "trials.csv").read_bytes()
+    assert files.cat_file(f"{name}/runs/one/trials.csv") == same

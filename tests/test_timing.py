@@ -205,6 +205,7 @@ def busy():
         pass
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_beside_busy_processes_a_figure_is_true_or_there_is_none():
