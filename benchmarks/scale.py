@@ -183,9 +183,10 @@ def mean(spent: list[tuple[int, float]], low: int, high: int) -> float:
 
 def simulate(trials: int, workers: int, population: int, sampler: str) -> int:
     marks: dict[int, float] = {}
+    begun = 2 * population  # the surrogate has been fitted, whatever that loads
 
     def told(done: int) -> None:
-        for mark in (100, trials // 2, trials):
+        for mark in (begun, trials):
             if done >= mark and mark not in marks:
                 marks[mark] = memory()
 
@@ -198,7 +199,7 @@ def simulate(trials: int, workers: int, population: int, sampler: str) -> int:
         found.close()
     spent, late = simulation.spent, max(200, trials - 1000)
     idle = 1 - simulation.busy / (workers * simulation.now)
-    grown = (marks[trials] - marks[100]) * 10_000 / (trials - 100)
+    grown = (marks[trials] - marks[begun]) * 10_000 / (trials - begun)
     print(f"{trials:,} trials, {workers} workers, generations of {population}, {sampler}")
     print(f"  virtual time {simulation.now:,.0f} s, workers idle {idle:.1%}; real {wall:,.0f} s")
     print(
@@ -206,7 +207,7 @@ def simulate(trials: int, workers: int, population: int, sampler: str) -> int:
         f"{between(spent, late, trials):.2f} ms at the end; "
         f"mean {mean(spent, 100, 1100):.2f} and {mean(spent, late, trials):.2f} ms"
     )
-    print(f"  memory +{grown:.0f} MB per 10,000 trials ({marks[100]:.0f} MB at trial 100)")
+    print(f"  memory +{grown:.0f} MB per 10,000 trials ({marks[begun]:.0f} MB at {begun:,})")
     return 0
 
 
@@ -296,9 +297,14 @@ def bare(trials: int) -> int:
             param_space={"value": tune.grid_search(list(range(trials)))},
             tune_config=tune.TuneConfig(reuse_actors=True),
             run_config=tune.RunConfig(
-                storage_path=str(folder / "tune"), callbacks=[Told()], verbose=0
+                storage_path=str(folder / "tune"),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                callbacks=[Told()],
+                verbose=0,
             ),
         ).fit()
+    if len(times) < trials:
+        raise RuntimeError(f"{trials - len(times)} of {trials} trials failed")
     half = times[trials // 5 :]
     each = statistics.median(b - a for a, b in zip(half[::4], half[4::4], strict=False)) / 4
     print(f"Tune alone, 2 workers, {trials} trials: {1e3 * each:.1f} ms a trial in the median")

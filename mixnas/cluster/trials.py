@@ -10,6 +10,8 @@ import json
 import pickle
 import sys
 import time
+import zlib
+from base64 import b85decode, b85encode
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -119,7 +121,7 @@ class _Batches(Searcher):
         if not batch:
             return str(Searcher.FINISHED) if self._desk.over else None
         # As one string: Tune would merge, flatten and print nested configurations.
-        return {"batch": json.dumps([_written(candidate) for candidate in batch])}
+        return {"batch": _packed([_written(candidate) for candidate in batch])}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -162,6 +164,7 @@ class _Watch(tune.Callback):
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._trials: dict[str, Any] = {}
+        self._ended: list[Any] = []
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._trials[trial.trial_id] = trial
@@ -170,9 +173,14 @@ class _Watch(tune.Callback):
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         for worker in self._desk.overdue():
             ray.kill(self._trials[worker].temporary_state.ray_actor)
+        for trial in self._ended:  # Tune keeps it to the end, and nobody asks it what it reported
+            trial.run_metadata.metric_analysis = {}
+            trial.run_metadata.metric_n_steps = {}
+            trial.run_metadata.last_result = {}
+        self._ended.clear()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._trials.pop(trial.trial_id, None)
+        self._ended.append(self._trials.pop(trial.trial_id))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._trials.pop(trial.trial_id, None)
@@ -200,7 +208,7 @@ class _Worker(tune.Trainable):
         if not self._batch:
             time.sleep(LINGER)
             return {"outcomes": "{}"}
-        batch, self._batch = json.loads(self._batch), ""
+        batch, self._batch = _unpacked(self._batch), ""
         return {"outcomes": json.dumps({number: self._told(*arches) for number, *arches in batch})}
 
     def _told(self, *arches: Any) -> dict[str, Any]:
@@ -230,6 +238,15 @@ def _outcome(values: dict[str, Any]) -> Score | Failure:
     if "failed" in values:
         return Failure(values["failed"])
     return Score(**{name: value for name, value in values.items() if name != "again"})
+
+
+def _packed(batch: list[Any]) -> str:
+    """Return plain data as a short text: Tune keeps many copies of each batch to the end."""
+    return b85encode(zlib.compress(json.dumps(batch).encode())).decode()
+
+
+def _unpacked(text: str) -> list[Any]:
+    return list(json.loads(zlib.decompress(b85decode(text))))
 
 
 def _written(candidate: Candidate) -> list[Any]:
