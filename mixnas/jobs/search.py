@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 
 from mixnas.cluster import Crew
+from mixnas.errors import InvalidOption
 from mixnas.jobs import reuse
 from mixnas.jobs.finalists import name_winner
 from mixnas.jobs.problem import PLAN, Plan, Problem, prepare, rehearse, torch_device
-from mixnas.jobs.settings import Listener, Settings, Silent, cores, seconds, written
-from mixnas.jobs.stages import first_round, search_supernet, train_supernet
+from mixnas.jobs.settings import Listener, Settings, Silent, at_least, cores, seconds, written
+from mixnas.jobs.stages import first_round, search_supernet, train_supernets
 from mixnas.jobs.status import recorded
 from mixnas.remote import rooted
 from mixnas.run import Run
@@ -43,6 +44,7 @@ def search(
     resolution: int | None = None,
     racing: bool = True,
     supernet_seed: int | None = None,
+    trainers: int = 1,
     workers: int | None = None,
     cpus_per_worker: float = 1.0,
     gpus_per_worker: float | None = None,
@@ -78,6 +80,8 @@ def search(
         racing: whether an evaluation stops as soon as a rival has certainly beaten it.
         supernet_seed: of splits and training, if it is another than `seed`: searches with several
             seeds then share a supernet.
+        trainers: processes that train the supernet together, each with its share of every batch
+            and, where it is trained on GPUs, with a GPU.
         workers: processes that evaluate; by default one for each core, or as many as the cluster
             has room for, now and later.
         cpus_per_worker: processor cores of each, or a fraction of one.
@@ -119,6 +123,7 @@ def search(
     )
     settings.check()
     crew = crewed(settings, workers, cpus_per_worker, gpus_per_worker, address, trial_timeout)
+    together = training_crew(settings, trainers, crew)
     listener = listener or Silent()
     problem = prepare(settings, rooted(runs), name, listener)
     plan = None if problem.begun and not dry_run else _planned(problem, crew, fresh)
@@ -126,7 +131,7 @@ def search(
         listener.plan(plan.rows(problem))
         return plan
     with problem.open_run() as run, recorded(listener, run) as listener:
-        return _go_on(problem, run, crew, listener, plan)
+        return _go_on(problem, run, together, crew, listener, plan)
 
 
 def patient(crew: Crew, plan: Plan) -> Crew:
@@ -159,6 +164,22 @@ def crewed(
     return replace(crew, workers=number, gpus=gpus or 0.0)
 
 
+def training_crew(settings: Settings, trainers: int, crew: Crew) -> Crew:
+    """Return who trains the supernet: on the same cluster, each with what a worker has or a GPU.
+
+    Raises:
+        InvalidOption: if a batch does not divide into so many parts.
+    """
+    at_least("trainers", trainers, 1)
+    if settings.batch % trainers:
+        raise InvalidOption(
+            f"trainers={trainers} is not allowed: each takes an equal part of a batch, and "
+            f"batch={settings.batch}; give a divisor of it"
+        )
+    gpus = float(trainers > 1 and torch_device(settings.device).type == "cuda")
+    return Crew(trainers, crew.cpus, gpus, crew.address)
+
+
 def _planned(problem: Problem, crew: Crew, fresh: bool) -> Plan:
     """Plan by a supernet that is there, or else by a few steps of training one."""
     workers = crew.workers or cores()  # of a cluster nothing is known before it is joined
@@ -168,7 +189,9 @@ def _planned(problem: Problem, crew: Crew, fresh: bool) -> Plan:
     return reuse.rehearse(problem, source, workers)
 
 
-def _go_on(problem: Problem, run: Run, crew: Crew, listener: Listener, plan: Plan | None) -> Run:
+def _go_on(
+    problem: Problem, run: Run, trainers: Crew, crew: Crew, listener: Listener, plan: Plan | None
+) -> Run:
     """Do what the run still lacks, by the plan that it was begun with."""
     if plan is None:
         plan = Plan.of(run)
@@ -177,7 +200,7 @@ def _go_on(problem: Problem, run: Run, crew: Crew, listener: Listener, plan: Pla
     listener.plan(plan.rows(problem))
     if plan.source is not None and not run.done("training"):
         reuse.supply(problem, plan.source, run, listener)
-    train_supernet(problem, plan, run, listener)
+    train_supernets(problem, plan, run, trainers, listener)
     crew = patient(crew, plan)
     trials = search_supernet(problem, run, crew, listener, first_round(problem))
     name_winner(problem, plan, run, trials, crew, listener)
