@@ -18,6 +18,9 @@ from mixnas import cluster
 from mixnas.cluster import Crew
 from mixnas.errors import MixnasError
 
+CLIENT = 20001
+"""Where the cluster's server for clients listens."""
+
 
 def judge(arch, folder, seconds):
     node = ray.get_runtime_context().get_node_id()
@@ -39,7 +42,8 @@ def killed(nodes, folder, told):
 
 
 def main(folder, what):
-    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    head = {"num_cpus": 0, **({"ray_client_server_port": CLIENT} if "client" in what else {})}
+    started = Cluster(initialize_head=True, head_node_args=head)
     nodes = [started.add_node(num_cpus=1) for _ in range(3)]
     started.wait_for_nodes()
     told, notes = [], []
@@ -47,14 +51,14 @@ def main(folder, what):
 
     def progress(trial):
         told.append(trial.number)
-        if what == "kill":
+        if what in ("kill", "client"):
             killed(nodes, folder, told)
 
     crew = {
         "kill": Crew(address=started.address),
         "two": Crew(2, cpus=0.5, address=started.address),
         "gpu": Crew(gpus=0.5, address=started.address),
-        "client": Crew(address="ray://127.0.0.1:20001"),
+        "client": Crew(address=f"ray://127.0.0.1:{CLIENT}"),
     }[what]
     error, began = "", time.monotonic()
     try:

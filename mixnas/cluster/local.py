@@ -14,15 +14,17 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private import ray_constants, worker
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
 from mixnas.cluster.crew import Crew, Node, Note
 from mixnas.cluster.roll import roll
-from mixnas.errors import EvaluationFailed, InvalidOption, RunConflict
+from mixnas.errors import EvaluationFailed, InvalidOption, RunConflict, StorageFull
 from mixnas.storage import Held
 
 STORE = 256 * 1024**2
@@ -43,11 +45,13 @@ def connected(crew: Crew, *, carried: int = 0, note: Note | None = None) -> Iter
         note: told of the cluster that was joined.
 
     Raises:
-        InvalidOption: if no machine has what one worker takes, or lacks what workers import.
+        InvalidOption: if no machine has what one worker takes, or lacks what workers import, or
+            this one lacks what Ray's client needs.
         EvaluationFailed: if Ray can be neither started nor joined.
     """
     if crew.address is None:
         _check_gpus(crew)
+    _check_client(crew)
     with ExitStack() as stack:
         folder = stack.enter_context(scratch())
         stack.enter_context(_calm(private=crew.address is None))
@@ -82,6 +86,39 @@ class _Room:
             fitting = sum(self._crew.fitting(node.cpus, node.gpus) for node in nodes())
             self._count, self._until = max(1, fitting), time.monotonic() + AGAIN
         return self._count
+
+
+@contextmanager
+def plainly(crew: Crew) -> Iterator[None]:
+    """Say in one line what ends the work of a whole crew, whatever Ray calls it.
+
+    Raises:
+        StorageFull: if Ray's object store, and the disk behind it, cannot hold what workers share.
+        EvaluationFailed: if the cluster that was joined is gone.
+    """
+    try:
+        yield
+    except (ObjectStoreFullError, OutOfDiskError):
+        where = "on this machine" if crew.address is None else f"of the cluster at {crew.address}"
+        raise StorageFull(
+            f"Ray's object store {where} is full, and so is the disk behind it: they cannot hold "
+            "what the workers share; free some space there, or start Ray with a larger store (ray "
+            "start --object-store-memory), then repeat the same command and it goes on"
+        ) from None
+    except ConnectionError as error:
+        raise EvaluationFailed(
+            f"the Ray cluster at {crew.address} was lost: {why(error)}; what the log holds is "
+            "kept: see that it runs (ray status), then repeat the same command and it goes on"
+        ) from error
+
+
+def _check_client(crew: Crew) -> None:
+    """Refuse Ray's client where the packages that it needs are not installed."""
+    if crew.afar and find_spec("grpc") is None:
+        raise InvalidOption(
+            f"address {crew.address}: Ray's client needs grpcio, which is not installed here: pip "
+            "install 'mixnas[cluster]', or give HOST:PORT on a machine of the cluster"
+        )
 
 
 def _check_gpus(crew: Crew) -> None:
@@ -165,9 +202,9 @@ def _calm(private: bool) -> Iterator[None]:
     try:
         with (
             # Ray's own switch for what it prints about dead workers; we report those ourselves.
-            _having(worker, "_worker_logs_enabled", False),
+            having(worker, "_worker_logs_enabled", False),
             # Ray's own switch, read when it was imported, to listen on this machine only.
-            _having(ray_constants, "ENABLE_RAY_CLUSTER", joinable),
+            having(ray_constants, "ENABLE_RAY_CLUSTER", joinable),
         ):
             yield
     finally:
@@ -179,8 +216,8 @@ def _calm(private: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _having(module: Any, name: str, value: bool) -> Iterator[None]:
-    """Give a setting of a module another value for a while."""
+def having(module: Any, name: str, value: Any) -> Iterator[None]:
+    """Give an attribute of a module another value for a while."""
     before = getattr(module, name)
     setattr(module, name, value)
     try:
