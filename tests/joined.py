@@ -41,7 +41,30 @@ def killed(nodes, folder, told):
         (Path(folder) / "killed").write_text(node.node_id)
 
 
-def main(folder, what):
+def main(folder, what, *spill):
+    """Serve a cluster of one machine, or search on one of several."""
+    if what == "serve":
+        serve(*spill)
+    else:
+        search(folder, what)
+
+
+def serve(spill):
+    """Start a cluster of one machine; tell its address; end it when told to.
+
+    Args:
+        spill: where a small object store overflows into; empty for a store of the usual size.
+    """
+    small = {"object_store_memory": 80 * 1024**2, "object_spilling_directory": spill}
+    head = {"num_cpus": 2, "ray_client_server_port": CLIENT, **(small if spill else {})}
+    started = Cluster(initialize_head=True, head_node_args=head)
+    print(json.dumps({"address": started.address}), flush=True)
+    sys.stdin.read()
+    started.shutdown()
+
+
+def search(folder, what):
+    """Search on a cluster of several machines, or of one without room."""
     head = {"num_cpus": 0, **({"ray_client_server_port": CLIENT} if "client" in what else {})}
     started = Cluster(initialize_head=True, head_node_args=head)
     nodes = [started.add_node(num_cpus=1) for _ in range(3)]
