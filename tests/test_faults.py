@@ -33,6 +33,8 @@ pytestmark = [
 ]
 
 TESTS = Path(__file__).parent
+CLIENT = 20001
+"""Where a served cluster listens for Ray's client (as in joined.py)."""
 GIB = 1024**3
 
 
@@ -106,6 +108,7 @@ def served(folder, spill=""):
 
     Where ``spill`` names a folder, its object store is small, and overflows into there.
     """
+    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
     with (
         (folder / "cluster").open("w") as stderr,
         subprocess.Popen(
@@ -114,6 +117,7 @@ def served(folder, spill=""):
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         ) as process,
     ):
         try:
@@ -167,6 +171,29 @@ def test_a_killed_driver_of_a_joined_cluster_is_repeated_and_loses_nothing(tmp_p
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     tells = [line["tell"] for line in lines if "tell" in line]
     assert sorted(tells) == list(range(len(trials)))
+
+
+def test_a_lost_connection_of_rays_client_is_one_line_and_the_search_goes_on(tmp_path, monkeypatch):
+    pytest.importorskip("grpc")
+    monkeypatch.setenv("RAY_CLIENT_RECONNECT_GRACE_PERIOD", "2")  # seconds; by default thirty
+    log = tmp_path / "log"
+    with served(tmp_path) as address:
+        with driver(f"ray://127.0.0.1:{CLIENT}", log, 0.5) as first:
+            await_tells(log, 4, first)
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    if any("client.server" in word for word in process.cmdline()):
+                        process.kill()
+            _, said = first.communicate()
+        assert first.returncode == 2, said
+        # Ray's own threads may end with a word before it.
+        (line,) = (line for line in said.splitlines() if line.startswith("mixnas: "))
+        assert line.startswith(f"mixnas: the Ray cluster at ray://127.0.0.1:{CLIENT} was lost")
+        assert said.endswith(f"{line}\n")
+        with driver(address, log, 0) as again:
+            _, said = again.communicate()
+        assert again.returncode == 0, said
+    assert read_trials(log) == finish(Toy().search(tmp_path / "alone", trials=40)).trials
 
 
 def test_a_full_object_store_is_one_line_and_the_same_search_goes_on(tmp_path, small_disk):

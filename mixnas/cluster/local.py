@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants, worker
+from ray._private import auto_init_hook, ray_constants, worker
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
+from ray.util.client import ray as client
 
 from mixnas.cluster.crew import Crew, Node, Note
 from mixnas.cluster.roll import roll
@@ -31,6 +32,8 @@ STORE = 256 * 1024**2
 """Bytes of a private Ray's object store, beside what all workers share."""
 SOCKET_ROOM = 35
 """Longest scratch path: Ray's socket names add 70 characters, and the kernel allows 107."""
+CALLS = 3
+"""How often a cluster is called through Ray's client before it counts as out of reach."""
 AGAIN = 5.0
 """Seconds after which the room of a cluster is looked up again."""
 
@@ -105,9 +108,11 @@ def plainly(crew: Crew) -> Iterator[None]:
             "what the workers share; free some space there, or start Ray with a larger store (ray "
             "start --object-store-memory), then repeat the same command and it goes on"
         ) from None
-    except ConnectionError as error:
+    except Exception as error:  # of a cluster that is gone Ray raises whatever it likes
+        if crew.address is None or ray.is_initialized():
+            raise
         raise EvaluationFailed(
-            f"the Ray cluster at {crew.address} was lost: {why(error)}; what the log holds is "
+            f"the Ray cluster at {crew.address} was lost: {why(error)}; everything done before is "
             "kept: see that it runs (ray status), then repeat the same command and it goes on"
         ) from error
 
@@ -147,9 +152,12 @@ def _cluster(crew: Crew, folder: Path, carried: int) -> Iterator[None]:
     started = {} if crew.address else _private(crew, folder, carried)
     try:
         try:
-            ray.init(address=crew.address or "local", **started, **quietly)
+            _init(crew, **started, **quietly)
         except Exception as error:  # Ray raises whatever it likes, a bare Exception included
             raise EvaluationFailed(_unreachable(crew, error)) from error
+        if crew.afar:
+            # Ray's client prints what workers print, whatever `log_to_driver` says.
+            client.get_context().client_worker.log_client.disable_logs()
         yield
     finally:
         ray.shutdown()
@@ -158,6 +166,17 @@ def _cluster(crew: Crew, folder: Path, carried: int) -> Iterator[None]:
             gc.collect()  # Ray forgets the processes that it has ended, and Python would say so
         with suppress(ValueError):  # Ray takes SIGTERM for itself; in a thread nobody can
             signal.signal(signal.SIGTERM, before)
+
+
+def _init(crew: Crew, **options: Any) -> None:
+    """Begin with Ray; again where Ray's server for clients failed to start what serves one."""
+    for left in reversed(range(CALLS if crew.afar else 1)):
+        try:
+            ray.init(address=crew.address or "local", **options)
+            return
+        except ConnectionAbortedError:
+            if not left:
+                raise
 
 
 def _private(crew: Crew, folder: Path, carried: int) -> dict[str, Any]:
@@ -205,6 +224,10 @@ def _calm(private: bool) -> Iterator[None]:
             having(worker, "_worker_logs_enabled", False),
             # Ray's own switch, read when it was imported, to listen on this machine only.
             having(ray_constants, "ENABLE_RAY_CLUSTER", joinable),
+            # A cluster that is lost is lost: Ray would start another, somewhere, by itself.
+            having(auto_init_hook, "enable_auto_connect", False),
+            # Ray's client sets this logger's level anew; a lost connection we report ourselves.
+            having(logging.getLogger("ray.util.client.logsclient"), "disabled", True),
         ):
             yield
     finally:
