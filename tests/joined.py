@@ -18,6 +18,9 @@ from mixnas import cluster
 from mixnas.cluster import Crew
 from mixnas.errors import MixnasError
 
+CLIENT = 20001
+"""Where the cluster's server for clients listens."""
+
 
 def judge(arch, folder, seconds):
     node = ray.get_runtime_context().get_node_id()
@@ -38,8 +41,32 @@ def killed(nodes, folder, told):
         (Path(folder) / "killed").write_text(node.node_id)
 
 
-def main(folder, what):
-    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+def main(folder, what, *spill):
+    """Serve a cluster of one machine, or search on one of several."""
+    if what == "serve":
+        serve(*spill)
+    else:
+        search(folder, what)
+
+
+def serve(spill):
+    """Start a cluster of one machine; tell its address; end it when told to.
+
+    Args:
+        spill: where a small object store overflows into; empty for a store of the usual size.
+    """
+    small = {"object_store_memory": 80 * 1024**2, "object_spilling_directory": spill}
+    head = {"num_cpus": 2, "ray_client_server_port": CLIENT, **(small if spill else {})}
+    started = Cluster(initialize_head=True, head_node_args=head)
+    print(json.dumps({"address": started.address}), flush=True)
+    sys.stdin.read()
+    started.shutdown()
+
+
+def search(folder, what):
+    """Search on a cluster of several machines, or of one without room."""
+    head = {"num_cpus": 0, **({"ray_client_server_port": CLIENT} if "client" in what else {})}
+    started = Cluster(initialize_head=True, head_node_args=head)
     nodes = [started.add_node(num_cpus=1) for _ in range(3)]
     started.wait_for_nodes()
     told, notes = [], []
@@ -47,14 +74,14 @@ def main(folder, what):
 
     def progress(trial):
         told.append(trial.number)
-        if what == "kill":
+        if what in ("kill", "client"):
             killed(nodes, folder, told)
 
     crew = {
         "kill": Crew(address=started.address),
         "two": Crew(2, cpus=0.5, address=started.address),
         "gpu": Crew(gpus=0.5, address=started.address),
-        "client": Crew(address="ray://127.0.0.1:20001"),
+        "client": Crew(address=f"ray://127.0.0.1:{CLIENT}"),
     }[what]
     error, began = "", time.monotonic()
     try:

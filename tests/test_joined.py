@@ -16,14 +16,18 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
 
 def joined(folder, what):
     script = Path(__file__).with_name("joined.py")
-    with subprocess.Popen(
-        [sys.executable, str(script), str(folder), what],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=(folder / "stderr").open("w"),
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(script.parent)},
-    ) as process:
+    paths = [str(script.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with (
+        (folder / "stderr").open("w") as stderr,
+        subprocess.Popen(
+            [sys.executable, str(script), str(folder), what],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        ) as process,
+    ):
         family = {psutil.Process(process.pid)}
         try:
             lines = []
@@ -57,6 +61,19 @@ def test_all_nodes_work_and_one_that_dies_takes_no_trial_with_it(tmp_path):
     alone = finish(Toy().search(tmp_path / "alone", trials=60, population=10))
     assert found["losses"] == [trial.loss for trial in alone.trials]
     assert found["notes"] == ["joined a cluster of 4 nodes, 3 CPUs; 3 workers with 1 CPU each"]
+    assert not found["connected"]
+
+
+def test_from_elsewhere_through_rays_client_it_is_the_same(tmp_path):
+    pytest.importorskip("grpc")
+    found = joined(tmp_path, "client")
+    assert found["error"] == ""
+    assert found["complete"] == 60
+    assert set(found["worked"]) == set(found["nodes"])
+    assert (tmp_path / "killed").read_text() in found["nodes"]
+    assert sorted(found["told"]) == found["numbers"]
+    alone = finish(Toy().search(tmp_path / "alone", trials=60, population=10))
+    assert found["losses"] == [trial.loss for trial in alone.trials]
     assert not found["connected"]
 
 

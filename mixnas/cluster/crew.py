@@ -8,6 +8,8 @@ from mixnas.errors import InvalidOption
 
 LEAST_CPUS = 0.01
 """The smallest share of a processor or a GPU that Ray can lend, but for none."""
+CLIENT = "ray://"
+"""What the address of a cluster begins with that is joined through Ray's client, from elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Crew:
         _share("gpus", self.gpus, "GPUs")
         if self.address is not None:
             _check_address(self.address)
+
+    @property
+    def afar(self) -> bool:
+        """Whether the cluster is joined through Ray's client, from a machine outside it."""
+        return self.address is not None and self.address.startswith(CLIENT)
 
     @property
     def threads(self) -> int:
@@ -122,7 +129,7 @@ def _amount(value: float, unit: str) -> str:
 
 
 def _check_address(address: str) -> None:
-    host = address.removeprefix("ray://")
+    host = address.removeprefix(CLIENT)
     named, colon, port = host.rpartition(":")
     whole = bool(named) and bool(colon) and port.isdigit() and 0 < int(port) < 65536
     if address != "auto" and not whole:

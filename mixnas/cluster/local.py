@@ -14,21 +14,26 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants, worker
+from ray._private import auto_init_hook, ray_constants, worker
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError
+from ray.util.client import ray as client
 
 from mixnas.cluster.crew import Crew, Node, Note
 from mixnas.cluster.roll import roll
-from mixnas.errors import EvaluationFailed, InvalidOption, RunConflict
+from mixnas.errors import EvaluationFailed, InvalidOption, RunConflict, StorageFull
 from mixnas.storage import Held
 
 STORE = 256 * 1024**2
 """Bytes of a private Ray's object store, beside what all workers share."""
 SOCKET_ROOM = 35
 """Longest scratch path: Ray's socket names add 70 characters, and the kernel allows 107."""
+CALLS = 3
+"""How often a cluster is called through Ray's client before it counts as out of reach."""
 AGAIN = 5.0
 """Seconds after which the room of a cluster is looked up again."""
 
@@ -43,11 +48,13 @@ def connected(crew: Crew, *, carried: int = 0, note: Note | None = None) -> Iter
         note: told of the cluster that was joined.
 
     Raises:
-        InvalidOption: if no machine has what one worker takes, or lacks what workers import.
+        InvalidOption: if no machine has what one worker takes, or lacks what workers import, or
+            this one lacks what Ray's client needs.
         EvaluationFailed: if Ray can be neither started nor joined.
     """
     if crew.address is None:
         _check_gpus(crew)
+    _check_client(crew)
     with ExitStack() as stack:
         folder = stack.enter_context(scratch())
         stack.enter_context(_calm(private=crew.address is None))
@@ -84,6 +91,41 @@ class _Room:
         return self._count
 
 
+@contextmanager
+def plainly(crew: Crew) -> Iterator[None]:
+    """Say in one line what ends the work of a whole crew, whatever Ray calls it.
+
+    Raises:
+        StorageFull: if Ray's object store, and the disk behind it, cannot hold what workers share.
+        EvaluationFailed: if the cluster that was joined is gone.
+    """
+    try:
+        yield
+    except (ObjectStoreFullError, OutOfDiskError):
+        where = "on this machine" if crew.address is None else f"of the cluster at {crew.address}"
+        raise StorageFull(
+            f"Ray's object store {where} is full, and so is the disk behind it: they cannot hold "
+            "what the workers share; free some space there, or start Ray with a larger store (ray "
+            "start --object-store-memory), then repeat the same command and it goes on"
+        ) from None
+    except Exception as error:  # of a cluster that is gone Ray raises whatever it likes
+        if crew.address is None or ray.is_initialized():
+            raise
+        raise EvaluationFailed(
+            f"the Ray cluster at {crew.address} was lost: {why(error)}; everything done before is "
+            "kept: see that it runs (ray status), then repeat the same command and it goes on"
+        ) from error
+
+
+def _check_client(crew: Crew) -> None:
+    """Refuse Ray's client where the packages that it needs are not installed."""
+    if crew.afar and find_spec("grpc") is None:
+        raise InvalidOption(
+            f"address {crew.address}: Ray's client needs grpcio, which is not installed here: pip "
+            "install 'mixnas[cluster]', or give HOST:PORT on a machine of the cluster"
+        )
+
+
 def _check_gpus(crew: Crew) -> None:
     """Refuse a share of GPUs that this machine does not have."""
     if not crew.gpus:
@@ -110,9 +152,12 @@ def _cluster(crew: Crew, folder: Path, carried: int) -> Iterator[None]:
     started = {} if crew.address else _private(crew, folder, carried)
     try:
         try:
-            ray.init(address=crew.address or "local", **started, **quietly)
+            _init(crew, **started, **quietly)
         except Exception as error:  # Ray raises whatever it likes, a bare Exception included
             raise EvaluationFailed(_unreachable(crew, error)) from error
+        if crew.afar:
+            # Ray's client prints what workers print, whatever `log_to_driver` says.
+            client.get_context().client_worker.log_client.disable_logs()
         yield
     finally:
         ray.shutdown()
@@ -121,6 +166,17 @@ def _cluster(crew: Crew, folder: Path, carried: int) -> Iterator[None]:
             gc.collect()  # Ray forgets the processes that it has ended, and Python would say so
         with suppress(ValueError):  # Ray takes SIGTERM for itself; in a thread nobody can
             signal.signal(signal.SIGTERM, before)
+
+
+def _init(crew: Crew, **options: Any) -> None:
+    """Begin with Ray; again where Ray's server for clients failed to start what serves one."""
+    for left in reversed(range(CALLS if crew.afar else 1)):
+        try:
+            ray.init(address=crew.address or "local", **options)
+            return
+        except ConnectionAbortedError:
+            if not left:
+                raise
 
 
 def _private(crew: Crew, folder: Path, carried: int) -> dict[str, Any]:
@@ -165,9 +221,13 @@ def _calm(private: bool) -> Iterator[None]:
     try:
         with (
             # Ray's own switch for what it prints about dead workers; we report those ourselves.
-            _having(worker, "_worker_logs_enabled", False),
+            having(worker, "_worker_logs_enabled", False),
             # Ray's own switch, read when it was imported, to listen on this machine only.
-            _having(ray_constants, "ENABLE_RAY_CLUSTER", joinable),
+            having(ray_constants, "ENABLE_RAY_CLUSTER", joinable),
+            # A cluster that is lost is lost: Ray would start another, somewhere, by itself.
+            having(auto_init_hook, "enable_auto_connect", False),
+            # Ray's client sets this logger's level anew; a lost connection we report ourselves.
+            having(logging.getLogger("ray.util.client.logsclient"), "disabled", True),
         ):
             yield
     finally:
@@ -179,8 +239,8 @@ def _calm(private: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _having(module: Any, name: str, value: bool) -> Iterator[None]:
-    """Give a setting of a module another value for a while."""
+def having(module: Any, name: str, value: Any) -> Iterator[None]:
+    """Give an attribute of a module another value for a while."""
     before = getattr(module, name)
     setattr(module, name, value)
     try:

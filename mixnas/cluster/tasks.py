@@ -18,7 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from mixnas.cluster.crew import Crew
 from mixnas.cluster.desk import ATTEMPTS, died
-from mixnas.cluster.local import connected, room, why
+from mixnas.cluster.local import connected, plainly, room, why
 from mixnas.evaluate import Failure
 
 
@@ -47,10 +47,11 @@ def each(
     Raises:
         InvalidOption: if there are not the GPUs asked for.
         EvaluationFailed: if Ray can be neither started nor joined.
+        StorageFull: if Ray's object store cannot hold the function.
     """
     if not tasks:
         return
-    with connected(crew):
+    with connected(crew), plainly(crew):
         call = ray.remote(num_cpus=crew.cpus, num_gpus=crew.gpus, max_retries=0)(_call)
         sent = ray.put(cloudpickle.dumps(function))
         counter = _Counter(call, sent, tasks, room(crew), crew.threads)

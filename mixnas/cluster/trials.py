@@ -14,6 +14,7 @@ import zlib
 from base64 import b85decode, b85encode
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,10 @@ from ray.tune.search import Searcher
 
 from mixnas.arch import Architecture
 from mixnas.asktell import Candidate, Trial
+from mixnas.cluster.client import driven_here
 from mixnas.cluster.crew import Crew, Note
 from mixnas.cluster.desk import Asked, Desk
-from mixnas.cluster.local import connected, room, why
+from mixnas.cluster.local import connected, plainly, room, why
 from mixnas.evaluate import Failure, Score
 from mixnas.racing import Rival
 
@@ -71,33 +73,40 @@ def evaluate(
     if search.finished:
         return {}
     made, shared = _sent(make_evaluator)
-    with connected(crew, carried=sum(part.nbytes for part in shared), note=note) as folder:
+    carried = sum(part.nbytes for part in shared)
+    with connected(crew, carried=carried, note=note) as folder, plainly(crew):
         desk = Desk(search, room(crew), batch, progress, crew.limit)
         trainable = tune.with_resources(
             tune.with_parameters(_Worker, made=made, shared=shared, threads=crew.threads),
             crew.resources,
         )
-        tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(
-                search_alg=_Batches(desk),
-                num_samples=-1,
-                reuse_actors=True,
-                trial_name_creator=_name,
-                trial_dirname_creator=_name,
-            ),
-            run_config=tune.RunConfig(
-                name="search",
-                storage_path=str(folder / "tune"),
-                stop=_Enough(desk),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[_Watch(desk)],
-                verbose=0,
-            ),
-        ).fit()
+        with driven_here(crew, folder):
+            _tuner(trainable, desk, folder).fit()
     if desk.error:
         raise desk.error
     return desk.rejudged
+
+
+def _tuner(trainable: Any, desk: Desk, folder: Path) -> tune.Tuner:
+    """Return Tune's loop around a desk; it stages in a scratch folder what nobody reads."""
+    return tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=_Batches(desk),
+            num_samples=-1,
+            reuse_actors=True,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        ),
+        run_config=tune.RunConfig(
+            name="search",
+            storage_path=str(folder / "tune"),
+            stop=_Enough(desk),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[_Watch(desk)],
+            verbose=0,
+        ),
+    )
 
 
 def _sent(make: Callable[[], Callable[..., Score]]) -> tuple[bytes, list[np.ndarray]]:
