@@ -67,7 +67,11 @@ def told(trainer):
         "tally": dict(trainer.tally),
     }
 
-WAYS = {"plain": {}, "projected": {"projection": "dearest"}, "attentive": {"attention": "worst", "candidates": 2}}
+WAYS = {
+    "plain": {},
+    "projected": {"projection": "dearest"},
+    "attentive": {"attention": "worst", "candidates": 2},
+}
 """
 
 
@@ -124,7 +128,7 @@ class TestRay:
         ]
 
     def test_a_mistake_comes_back_as_itself(self):
-        with pytest.raises(InvalidOption, match="^rate 40: must be above 0 and at most 10$"):
+        with pytest.raises(InvalidOption, match=r"^rate 40: must be above 0 and at most 10$"):
             together(parts.mistaken, Crew(2), parts.Heard())
 
     def test_who_dies_again_and_again_is_told_in_one_line(self):
