@@ -127,19 +127,8 @@ def hosts() -> Iterator[tuple[Host, Host]]:
             ip("netns", "add", host.name)
             made.append(host)
         one, two = made
-        ip(
-            "link",
-            "add",
-            "cable",
-            "netns",
-            one.name,
-            "type",
-            "veth",
-            "peer",
-            "cable",
-            "netns",
-            two.name,
-        )
+        ends = ["cable", "netns", one.name, "type", "veth", "peer", "cable", "netns", two.name]
+        ip("link", "add", *ends)
         for host in made:
             ip("-n", host.name, "link", "set", "lo", "up")
             ip("-n", host.name, "addr", "add", f"{host.address}/24", "dev", "cable")
