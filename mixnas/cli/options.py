@@ -142,6 +142,17 @@ Folder = Annotated[
         rich_help_panel=RUN,
     ),
 ]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="ADDRESS",
+        help="Show the trials live in an Optuna storage, for its dashboard: sqlite:///study.db, "
+        "postgresql://USER@HOST/NAME, or the path of a journal file. The run's own log stays the "
+        "truth. Then: optuna-dashboard ADDRESS.",
+        rich_help_panel=RUN,
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option(

@@ -22,6 +22,7 @@ from mixnas.cli.options import (
     Mixers,
     Quiet,
     Space,
+    Storage,
     TrialTimeout,
     Workers,
     budgets,
@@ -141,6 +142,7 @@ def search(
             rich_help_panel=RUN,
         ),
     ] = False,
+    storage: Storage = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -201,6 +203,7 @@ def search(
             name=name,
             runs=runs,
             fresh=fresh,
+            storage=storage,
             dry_run=dry_run,
             listener=listener,
         )

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
+from mixnas.asktell import check_storage
 from mixnas.cluster import Crew
 from mixnas.jobs import reuse
 from mixnas.jobs.finalists import name_winner
 from mixnas.jobs.problem import PLAN, Plan, Problem, prepare, rehearse, torch_device
 from mixnas.jobs.settings import Listener, Settings, Silent, cores, seconds, written
-from mixnas.jobs.stages import first_round, search_supernet, train_supernet
+from mixnas.jobs.stages import begin_storage, first_round, search_supernet, train_supernet
 from mixnas.jobs.status import recorded
 from mixnas.remote import rooted
 from mixnas.run import Run
@@ -51,6 +52,7 @@ def search(
     name: str | None = None,
     runs: str | Path = "runs",
     fresh: bool = False,
+    storage: str | None = None,
     dry_run: bool = False,
     listener: Listener | None = None,
 ) -> Run | Plan:
@@ -90,6 +92,10 @@ def search(
         name: the run's folder; by default made of data, space, budget and seed.
         runs: the folder of all runs.
         fresh: whether to train a supernet even if a run in that folder has one that fits.
+        storage: an Optuna storage that shows the trials live, for its dashboard, in a study of the
+            run's name: ``sqlite:///study.db``, ``postgresql://...``, or a journal file's path. One
+            way only: the run's own log is the truth, and a storage that fails ends nothing. It is
+            no part of the run: going on, give it again, another, or none.
         dry_run: stop before anything long, and return the plan.
         listener: is told how the job gets on.
 
@@ -118,9 +124,13 @@ def search(
         supernet_seed=supernet_seed,
     )
     settings.check()
+    if storage is not None:
+        check_storage(storage)
     crew = crewed(settings, workers, cpus_per_worker, gpus_per_worker, address, trial_timeout)
     listener = listener or Silent()
-    problem = prepare(settings, rooted(runs), name, listener)
+    problem = replace(prepare(settings, rooted(runs), name, listener), storage=storage)
+    if not dry_run:
+        begin_storage(problem)
     plan = None if problem.begun and not dry_run else _planned(problem, crew, fresh)
     if plan and dry_run:
         listener.plan(plan.rows(problem))
