@@ -14,6 +14,7 @@ from mixnas.cli.options import (
     Budget,
     Classes,
     CpusPerWorker,
+    Dashboard,
     Epochs,
     Folder,
     GpusPerWorker,
@@ -23,6 +24,7 @@ from mixnas.cli.options import (
     Quiet,
     Space,
     Storage,
+    TensorBoard,
     TrialTimeout,
     Workers,
     budgets,
@@ -116,6 +118,7 @@ def search(
     cpus_per_worker: CpusPerWorker = "1",
     gpus_per_worker: GpusPerWorker = None,
     trial_timeout: TrialTimeout = None,
+    dashboard: Dashboard = False,
     time: Annotated[
         str | None,
         typer.Option(
@@ -143,6 +146,7 @@ def search(
         ),
     ] = False,
     storage: Storage = None,
+    tensorboard: TensorBoard = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -200,6 +204,8 @@ def search(
             gpus_per_worker=gpus,
             address=address,
             trial_timeout=trial_timeout,
+            dashboard=dashboard,
+            tensorboard=tensorboard,
             name=name,
             runs=runs,
             fresh=fresh,

@@ -14,6 +14,7 @@ from mixnas.cli.options import (
     Address,
     Classes,
     CpusPerWorker,
+    Dashboard,
     Epochs,
     Folder,
     GpusPerWorker,
@@ -21,6 +22,7 @@ from mixnas.cli.options import (
     Json,
     Mixers,
     Quiet,
+    TensorBoard,
     TrialTimeout,
     Workers,
     maybe,
@@ -135,6 +137,7 @@ def sweep(
     cpus_per_worker: CpusPerWorker = "1",
     gpus_per_worker: GpusPerWorker = None,
     trial_timeout: TrialTimeout = None,
+    dashboard: Dashboard = False,
     name: Annotated[
         str | None,
         typer.Option(
@@ -153,6 +156,7 @@ def sweep(
             rich_help_panel=RUN,
         ),
     ] = False,
+    tensorboard: TensorBoard = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Stop after the plan.", rich_help_panel=RUN),
@@ -207,6 +211,8 @@ def sweep(
             gpus_per_worker=gpus,
             address=address,
             trial_timeout=trial_timeout,
+            dashboard=dashboard,
+            tensorboard=tensorboard,
             name=name,
             runs=runs,
             dry_run=dry_run,

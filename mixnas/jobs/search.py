@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from mixnas.asktell import check_storage
-from mixnas.cluster import Crew
+from mixnas.cluster import Crew, check_dashboard
 from mixnas.jobs import reuse
+from mixnas.jobs.curves import FOLDER, check_curves, drawn, viewing
 from mixnas.jobs.finalists import name_winner
 from mixnas.jobs.problem import PLAN, Plan, Problem, prepare, rehearse, torch_device
 from mixnas.jobs.settings import Listener, Settings, Silent, cores, seconds, written
@@ -53,6 +54,8 @@ def search(
     runs: str | Path = "runs",
     fresh: bool = False,
     storage: str | None = None,
+    dashboard: bool = False,
+    tensorboard: bool = False,
     dry_run: bool = False,
     listener: Listener | None = None,
 ) -> Run | Plan:
@@ -96,6 +99,10 @@ def search(
             run's name: ``sqlite:///study.db``, ``postgresql://...``, or a journal file's path. One
             way only: the run's own log is the truth, and a storage that fails ends nothing. It is
             no part of the run: going on, give it again, another, or none.
+        dashboard: whether the private Ray shows its dashboard, on this machine only; a note tells
+            where. It needs ``ray[default]``.
+        tensorboard: whether to draw training and search for TensorBoard, into the run's folder
+            ``tensorboard``.
         dry_run: stop before anything long, and return the plan.
         listener: is told how the job gets on.
 
@@ -126,7 +133,17 @@ def search(
     settings.check()
     if storage is not None:
         check_storage(storage)
-    crew = crewed(settings, workers, cpus_per_worker, gpus_per_worker, address, trial_timeout)
+    if tensorboard:
+        check_curves()
+    crew = crewed(
+        settings,
+        workers,
+        cpus_per_worker,
+        gpus_per_worker,
+        address,
+        trial_timeout,
+        dashboard=dashboard,
+    )
     listener = listener or Silent()
     problem = replace(prepare(settings, rooted(runs), name, listener), storage=storage)
     if not dry_run:
@@ -135,7 +152,13 @@ def search(
     if plan and dry_run:
         listener.plan(plan.rows(problem))
         return plan
-    with problem.open_run() as run, recorded(listener, run) as listener:
+    with (
+        problem.open_run() as run,
+        recorded(listener, run) as listener,
+        drawn(listener, run.path, wanted=tensorboard) as listener,
+    ):
+        if tensorboard:
+            listener.note(viewing(run.file(FOLDER)))
         return _go_on(problem, run, crew, listener, plan)
 
 
@@ -153,16 +176,21 @@ def crewed(
     gpus: float | None,
     address: str | None,
     timeout: str | float | None,
+    *,
+    dashboard: bool = False,
 ) -> Crew:
     """Return who evaluates: on this machine a worker a core, which share its GPUs if one trains.
 
     Raises:
-        InvalidOption: for numbers that no worker can have, or an address that is none.
+        InvalidOption: for numbers that no worker can have, an address that is none, or a dashboard
+            that is not installed.
     """
     limit = None if timeout is None else seconds(timeout)
     if address is not None:
-        return Crew(workers, cpus, gpus or 0.0, address, limit)
-    crew = Crew(workers, cpus, gpus or 0.0, None, limit)
+        return Crew(workers, cpus, gpus or 0.0, address, limit, dashboard)
+    crew = Crew(workers, cpus, gpus or 0.0, None, limit, dashboard)
+    if dashboard:
+        check_dashboard()
     number = workers or max(1, int(cores() / cpus))
     if gpus is None and torch_device(settings.device).type == "cuda":
         gpus = min(1.0, torch.cuda.device_count() / number)
