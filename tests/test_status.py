@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from mixnas.cli import main
 from mixnas.errors import DataError
 from mixnas.jobs import status as statuses
 from mixnas.jobs.settings import Silent
@@ -116,16 +117,15 @@ def test_a_status_that_cannot_be_written_stops_no_job(tmp_path):
 def test_what_is_no_status_is_none(run, content):
     run.file(FILE).write_text(content)
     assert read(run) is None
-    assert follow(run, Silent()) == ""
 
 
 def test_followed_elsewhere_a_job_is_heard_as_it_is_here(run):
     clock = Clock()
     recording = Recording(Silent(), run.file(FILE), clock)
-    assert follow(run, Silent()) == ""  # it has told nothing so far
-    recording.stage("counting", 3)
     steps = iter(
         [
+            lambda: None,  # it has told nothing so far
+            lambda: recording.stage("counting", 3),
             lambda: recording.stage("training", 10, 2),
             lambda: [recording.advance(1, loss=0.5), recording.advance(2, loss=0.4)],
             recording.keep,  # as its thread does
@@ -144,6 +144,11 @@ def test_followed_elsewhere_a_job_is_heard_as_it_is_here(run):
     heard = Heard()
     assert follow(run, heard, sleep=sleep, clock=clock) == "finished"
     assert [line for line in heard.lines if line != ("advance", 0, {})] == [
+        (
+            "note",
+            f"no job tells of itself in {run.path} yet; waiting until one does, or until the "
+            "run is done (Ctrl-C leaves)",
+        ),
         ("stage", "counting", 3, 0),
         ("stage", "training", 10, 2),
         ("advance", 1, {"loss": 0.5}),
@@ -188,3 +193,29 @@ def test_a_second_sitting_begins_anew(run):
         ("stage", "training", 10, 0),
         ("stage", "training", 10, 4),
     ]
+
+
+def test_a_run_that_is_done_without_a_word_is_not_waited_for(run):
+    heard = Heard()
+
+    def sleep(_):
+        run.write("summary.json", {"format": 1})
+
+    assert follow(run, heard, sleep=sleep) == ""
+    assert [line[0] for line in heard.lines] == ["note"]
+    assert follow(run, heard, sleep=pytest.fail) == ""
+    assert len(heard.lines) == 1
+
+
+def test_an_interrupt_leaves_what_is_followed(run, capsys, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(follow, "__kwdefaults__", {**follow.__kwdefaults__, "sleep": interrupted})
+    with pytest.raises(SystemExit) as ended:
+        main(["show", "--follow", str(run.path)])
+    assert ended.value.code == 130
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1
+    assert "waiting until one does" in err
+    assert not out

@@ -85,6 +85,12 @@ def test_a_file_says_all_of_it(tmp_path):
         ("budget = '1GFLOPs'\ntrials = 'many'", "trials 'many': a whole number"),
         ("budget = '1GFLOPs'\nsampler = 'nsga'", "no sampler 'nsga'; did you mean 'nsga2'?"),
         ("budget = '1GFLOPs'\nmixers = 3", "see mixnas sweep --help"),
+        ("budget = '1GFLOPs'\nmixers = [1]", "mixers [1]: a name, or a list of names"),
+        ("budget = '1GFLOPs'\nspace = 3", "space 3: a name, or a list of names"),
+        ("budget = '20ms'\non = [1]", "on [1]: a name, or a list of names"),
+        ("budget = '1GFLOPs'\ndata = 5", "data 5: text in quotation marks is needed"),
+        ("budget = '1GFLOPs'\nsampler = 3", "sampler 3: text in quotation marks"),
+        ("budget = '1GFLOPs'\nracing = 'yes'", "racing 'yes': true or false"),
         ("budget = ", "not TOML"),
     ],
 )
@@ -98,7 +104,7 @@ def test_a_mistake_in_a_file_is_one_line(tmp_path, text, said):
 
 
 def test_a_file_that_is_not_there_and_too_many_searches(tmp_path):
-    with pytest.raises(InvalidOption, match="cannot be read \\(No such file"):
+    with pytest.raises(InvalidOption, match="can be read \\(No such file"):
         SweepSettings.load(tmp_path / "none.toml")
     asked = SweepSettings((("1GFLOPs",), ("2GFLOPs",)), tuple(range(501)))
     with pytest.raises(InvalidOption, match="a sweep of 1002 searches: give 1000 at most"):

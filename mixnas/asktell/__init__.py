@@ -2,6 +2,7 @@
 
 from mixnas.asktell.export import export_optuna
 from mixnas.asktell.feasible_set import FeasibleSet
+from mixnas.asktell.mirror import Mirror, begin_study, check_storage, identity
 from mixnas.asktell.samplers import SAMPLERS
 from mixnas.asktell.search import Search
 from mixnas.asktell.several import Several
@@ -11,12 +12,16 @@ __all__ = [
     "SAMPLERS",
     "Candidate",
     "FeasibleSet",
+    "Mirror",
     "Search",
     "Several",
     "Trial",
+    "begin_study",
     "best",
+    "check_storage",
     "export_optuna",
     "front",
+    "identity",
     "images",
     "read_trials",
 ]

@@ -29,21 +29,39 @@ def export_optuna(trials: Iterable[Trial], space: SearchSpace, path: Path, name:
             storage=storage, study_name=name, directions=["minimize", "minimize"]
         )
         study.set_metric_names(["loss", "cost"])
-        study.add_trials([_exported(trial, space) for trial in trials if trial.state != "pending"])
+        study.add_trials([frozen(trial, space) for trial in trials if trial.state != "pending"])
     storage.remove_session()
     storage.engine.dispose()
     temporary.replace(path)
 
 
-def _exported(trial: Trial, space: SearchSpace) -> FrozenTrial:
+def frozen(trial: Trial, space: SearchSpace) -> FrozenTrial:
+    """Return a trial as Optuna's own: running, complete, failed, or pruned if beaten in a race.
+
+    Args:
+        trial: pending or told.
+        space: names the parameters; a trial has its active genes only.
+    """
     params = space.genotype(trial.arch)
     attributes = {"id": trial.arch.id, "generation": trial.generation, "origin": trial.origin}
     if trial.score:
         attributes |= {"accuracy": trial.score.accuracy, "images": trial.score.images}
+        if trial.score.beaten_by is not None:
+            attributes |= {"beaten_by": trial.score.beaten_by, "loss_so_far": trial.loss}
+    if trial.reason is not None:
+        attributes["reason"] = trial.reason
     return create_trial(
-        state=TrialState.COMPLETE if trial.score else TrialState.FAIL,
+        state=_state(trial),
         params=params,
         distributions={key: CategoricalDistribution(space.genes[key]) for key in params},
-        values=[trial.loss, float(trial.cost)] if trial.score else None,
-        user_attrs={**attributes, **trial.costs, "reason": trial.reason},
+        values=[trial.loss, float(trial.cost)] if trial.contends else None,
+        user_attrs={**attributes, **trial.costs},
     )
+
+
+def _state(trial: Trial) -> TrialState:
+    if trial.state == "pending":
+        return TrialState.RUNNING
+    if trial.score is None:
+        return TrialState.FAIL
+    return TrialState.COMPLETE if trial.contends else TrialState.PRUNED

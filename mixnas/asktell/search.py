@@ -54,6 +54,10 @@ class Search:
         racing: error rate of the race that stops evaluations early; None judges every image.
         log: the log's file; an existing one is continued.
 
+    Attributes:
+        watch: is shown each trial when it has been asked, and when it has been told; None for
+            nobody. It must not raise.
+
     Raises:
         InvalidOption: for an unknown sampler, or numbers that are not positive.
         RunConflict: if the log is another search's, or in use.
@@ -94,6 +98,7 @@ class Search:
         self._seen: set[str] = set()
         self._generation, self._begin, self._size = 0, 0, min(population, trials)
         self._out: set[int] = set()
+        self.watch: Callable[[Trial], None] | None = None
         self._log = Log(Path(log))
         self._resume(self._header(sampler, limits))
 
@@ -155,6 +160,7 @@ class Search:
             return None
         self._log.append([ask_line(proposed)])
         self._record(proposed)
+        self._show(proposed)
         return self._hand_out(proposed)
 
     def tell(self, number: int, outcome: Score | Failure) -> Trial:
@@ -170,6 +176,7 @@ class Search:
             outcome = Failure("non-finite loss")
         self._log.append([tell_line(number, outcome)])
         self._note(number, outcome)
+        self._show(self._trials[number])
         self._check_failures()
         return self._trials[number]
 
@@ -229,6 +236,11 @@ class Search:
             return
         self._complete += 1
         self._best = trials_module.best([trial, *([self._best] if self._best else [])])
+
+    def _show(self, trial: Trial) -> None:
+        """Let whoever watches see a trial that was asked or told; it is in the log by now."""
+        if self.watch is not None:
+            self.watch(trial)
 
     def _hand_out(self, trial: Trial) -> Candidate:
         """Hand out a trial with its rival: of earlier generations, so it is the same for any N."""

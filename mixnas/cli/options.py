@@ -153,6 +153,35 @@ Folder = Annotated[
         rich_help_panel=RUN,
     ),
 ]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="ADDRESS",
+        help="Show the trials live in an Optuna storage, for its dashboard: sqlite:///study.db, "
+        "postgresql://USER@HOST/NAME, or the path of a journal file. The run's own log stays the "
+        "truth. Then: optuna-dashboard ADDRESS.",
+        rich_help_panel=RUN,
+    ),
+]
+Dashboard = Annotated[
+    bool,
+    typer.Option(
+        "--dashboard",
+        help="Show Ray's dashboard of the private cluster, on this machine only, while it works; "
+        "a line tells where. Needs: pip install 'mixnas[cluster]'.",
+        rich_help_panel=CLUSTER,
+    ),
+]
+TensorBoard = Annotated[
+    bool,
+    typer.Option(
+        "--tensorboard",
+        help="Draw the training's loss and the best loss so far into event files in the run's "
+        "folder; a line tells how to look at them. Nothing is served.",
+        rich_help_panel=RUN,
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option(

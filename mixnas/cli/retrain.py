@@ -191,7 +191,9 @@ def retrain(
     tensorboard: Annotated[
         bool,
         typer.Option(
-            "--tensorboard", help="Write curves for TensorBoard too.", rich_help_panel=HOW
+            "--tensorboard",
+            help="Write the curves as event files too; a line tells how to look at them.",
+            rich_help_panel=HOW,
         ),
     ] = False,
     name: Annotated[

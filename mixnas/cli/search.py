@@ -14,6 +14,7 @@ from mixnas.cli.options import (
     Budget,
     Classes,
     CpusPerWorker,
+    Dashboard,
     Epochs,
     Folder,
     GpusPerWorker,
@@ -22,7 +23,9 @@ from mixnas.cli.options import (
     Mixers,
     Quiet,
     Space,
+    Storage,
     SupernetTrainers,
+    TensorBoard,
     TrialTimeout,
     Workers,
     budgets,
@@ -117,6 +120,7 @@ def search(
     cpus_per_worker: CpusPerWorker = "1",
     gpus_per_worker: GpusPerWorker = None,
     trial_timeout: TrialTimeout = None,
+    dashboard: Dashboard = False,
     time: Annotated[
         str | None,
         typer.Option(
@@ -143,6 +147,8 @@ def search(
             rich_help_panel=RUN,
         ),
     ] = False,
+    storage: Storage = None,
+    tensorboard: TensorBoard = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -201,9 +207,12 @@ def search(
             gpus_per_worker=gpus,
             address=address,
             trial_timeout=trial_timeout,
+            dashboard=dashboard,
+            tensorboard=tensorboard,
             name=name,
             runs=runs,
             fresh=fresh,
+            storage=storage,
             dry_run=dry_run,
             listener=listener,
         )

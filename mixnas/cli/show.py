@@ -23,7 +23,8 @@ def show(
             "--follow",
             "-f",
             help="Follow a job that another process does, from its status file, to its end: "
-            "stages, speed, time left, best so far. Ctrl-C leaves; the job goes on.",
+            "stages, speed, time left, best so far. It waits for a job that has not begun to tell. "
+            "Ctrl-C leaves; the job goes on.",
         ),
     ] = False,
     as_json: Json = False,

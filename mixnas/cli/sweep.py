@@ -14,6 +14,7 @@ from mixnas.cli.options import (
     Address,
     Classes,
     CpusPerWorker,
+    Dashboard,
     Epochs,
     Folder,
     GpusPerWorker,
@@ -22,6 +23,7 @@ from mixnas.cli.options import (
     Mixers,
     Quiet,
     SupernetTrainers,
+    TensorBoard,
     TrialTimeout,
     Workers,
     maybe,
@@ -137,6 +139,7 @@ def sweep(
     cpus_per_worker: CpusPerWorker = "1",
     gpus_per_worker: GpusPerWorker = None,
     trial_timeout: TrialTimeout = None,
+    dashboard: Dashboard = False,
     name: Annotated[
         str | None,
         typer.Option(
@@ -155,6 +158,7 @@ def sweep(
             rich_help_panel=RUN,
         ),
     ] = False,
+    tensorboard: TensorBoard = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Stop after the plan.", rich_help_panel=RUN),
@@ -210,6 +214,8 @@ def sweep(
             gpus_per_worker=gpus,
             address=address,
             trial_timeout=trial_timeout,
+            dashboard=dashboard,
+            tensorboard=tensorboard,
             name=name,
             runs=runs,
             dry_run=dry_run,

@@ -25,9 +25,10 @@ class Crew:
             ``ray://HOST:PORT`` from elsewhere; None for a private one on this machine.
         limit: seconds that one evaluation may take; a worker that takes longer is ended, and the
             evaluation has failed. None for any.
+        dashboard: whether the private cluster shows Ray's dashboard, on this machine only.
 
     Raises:
-        InvalidOption: for numbers that no worker can have.
+        InvalidOption: for numbers that no worker can have, or a dashboard of a joined cluster.
     """
 
     workers: int | None = None
@@ -35,6 +36,7 @@ class Crew:
     gpus: float = 0.0
     address: str | None = None
     limit: float | None = None
+    dashboard: bool = False
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
@@ -45,6 +47,12 @@ class Crew:
         _share("gpus", self.gpus, "GPUs")
         if self.address is not None:
             _check_address(self.address)
+            if self.dashboard:
+                raise InvalidOption(
+                    f"--dashboard with --address {self.address}: that cluster has its own "
+                    "dashboard (ray status and the machine that leads it tell where); leave "
+                    "--dashboard out"
+                )
 
     @property
     def afar(self) -> bool:

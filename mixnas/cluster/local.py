@@ -45,7 +45,7 @@ def connected(crew: Crew, *, carried: int = 0, note: Note | None = None) -> Iter
     Args:
         crew: how many processes work at once, with what, and where.
         carried: bytes that all workers share.
-        note: told of the cluster that was joined.
+        note: told of the cluster that was joined, or where the dashboard is.
 
     Raises:
         InvalidOption: if no machine has what one worker takes, or lacks what workers import, or
@@ -55,11 +55,14 @@ def connected(crew: Crew, *, carried: int = 0, note: Note | None = None) -> Iter
     if crew.address is None:
         _check_gpus(crew)
     _check_client(crew)
+    own = bool(os.environ.get("RAY_AUTH_TOKEN"))
     with ExitStack() as stack:
         folder = stack.enter_context(scratch())
         stack.enter_context(_calm(private=crew.address is None))
         if not ray.is_initialized():
-            stack.enter_context(_cluster(crew, folder, carried))
+            shown = stack.enter_context(_cluster(crew, folder, carried))
+            if crew.dashboard and note is not None:
+                note(_dashboard(shown, folder, own=own))
             if crew.address is not None:
                 roll(crew, nodes(), note)
         yield folder
@@ -145,20 +148,24 @@ def why(error: BaseException) -> str:
 
 
 @contextmanager
-def _cluster(crew: Crew, folder: Path, carried: int) -> Iterator[None]:
-    """Start a private Ray, or join one; leave it, with all its processes, at the end."""
+def _cluster(crew: Crew, folder: Path, carried: int) -> Iterator[str]:
+    """Start a private Ray, or join one; leave it, with all its processes, at the end.
+
+    Yields:
+        Where its dashboard is: host and port, or nothing.
+    """
     before = signal.getsignal(signal.SIGTERM)
     quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     started = {} if crew.address else _private(crew, folder, carried)
     try:
         try:
-            _init(crew, **started, **quietly)
+            joined = _init(crew, **started, **quietly)
         except Exception as error:  # Ray raises whatever it likes, a bare Exception included
             raise EvaluationFailed(_unreachable(crew, error)) from error
         if crew.afar:
             # Ray's client prints what workers print, whatever `log_to_driver` says.
             client.get_context().client_worker.log_client.disable_logs()
-        yield
+        yield str(getattr(joined, "dashboard_url", None) or "")
     finally:
         ray.shutdown()
         with warnings.catch_warnings():
@@ -168,15 +175,15 @@ def _cluster(crew: Crew, folder: Path, carried: int) -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _init(crew: Crew, **options: Any) -> None:
+def _init(crew: Crew, **options: Any) -> Any:
     """Begin with Ray; again where Ray's server for clients failed to start what serves one."""
     for left in reversed(range(CALLS if crew.afar else 1)):
         try:
-            ray.init(address=crew.address or "local", **options)
-            return
+            return ray.init(address=crew.address or "local", **options)
         except ConnectionAbortedError:
             if not left:
                 raise
+    return None
 
 
 def _private(crew: Crew, folder: Path, carried: int) -> dict[str, Any]:
@@ -184,10 +191,43 @@ def _private(crew: Crew, folder: Path, carried: int) -> dict[str, Any]:
     return {
         "num_cpus": math.ceil((crew.workers or 1) * crew.cpus),
         "num_gpus": None if crew.gpus else 0,
-        "include_dashboard": False,
+        "include_dashboard": crew.dashboard,
+        "dashboard_host": "127.0.0.1",
         "object_store_memory": STORE + 2 * carried,
         "_temp_dir": str(folder),
     }
+
+
+def check_dashboard() -> None:
+    """Refuse a dashboard where the packages that it needs are not installed.
+
+    Raises:
+        InvalidOption: says how to install them.
+    """
+    try:
+        import ray.dashboard.optional_deps  # noqa: F401
+    except ImportError as error:
+        raise InvalidOption(
+            f"--dashboard: Ray's dashboard needs packages that are missing ({error.name}); "
+            "pip install 'mixnas[cluster]'"
+        ) from None
+
+
+def _dashboard(url: str, folder: Path, *, own: bool) -> str:
+    """Say where the private cluster's dashboard is, and where the token is that it asks for."""
+    if not url:
+        return "Ray's dashboard did not start; the search goes on without it"
+    if own:
+        where = "yours, of RAY_AUTH_TOKEN"
+    else:
+        file = folder / "token"
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600), "w") as out:
+            out.write(_token())
+        where = f"in the file {file}"
+    return (
+        f"Ray's dashboard, on this machine and while this goes on: http://{url} (if it asks for a "
+        f"token: {where})"
+    )
 
 
 def _unreachable(crew: Crew, error: Exception) -> str:

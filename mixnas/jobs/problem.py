@@ -72,6 +72,7 @@ class Problem:
         feasible: the architectures within the limits.
         device: where the supernet is trained.
         job: what the run is for, where that is not a search.
+        storage: the Optuna storage that shows the trials, if one shall; no part of the run.
     """
 
     settings: Settings
@@ -86,6 +87,7 @@ class Problem:
     feasible: Feasible
     device: torch.device
     job: str | None = None
+    storage: str | None = None
 
     @property
     def begun(self) -> bool:

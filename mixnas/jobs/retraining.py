@@ -2,7 +2,8 @@
 
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from os import environ
@@ -20,7 +21,7 @@ from mixnas.data import Augmentation, Data, load
 from mixnas.data.splits import SplitName
 from mixnas.errors import InvalidCheckpoint, InvalidOption, RunConflict
 from mixnas.jobs import weights
-from mixnas.jobs.curves import Curves, curves
+from mixnas.jobs.curves import FOLDER, check_curves, curves, viewing
 from mixnas.jobs.long_training import CHECKPOINT, LongTraining, judged
 from mixnas.jobs.retrain_settings import Conditions, RetrainSettings
 from mixnas.jobs.settings import Listener, cores, duration, split_seed
@@ -333,6 +334,8 @@ def carry_out(task: Task, listener: Listener) -> Run:
     """
     world = task.world
     _share_cores(world)
+    if task.conditions.tensorboard:
+        check_curves()
     if _finished(task):
         listener.plan(plan_rows(task, {}, world.size))
         return Run.open(task.root / task.name)
@@ -351,9 +354,24 @@ def carry_out(task: Task, listener: Listener) -> Run:
         training = _training(task, trainer, run, listener)
         training.resume()
         if trainer.step < trainer.recipe.steps:
-            training.go()
+            with _drawn(task, training, run, listener):
+                training.go()
         _conclude(task, training, run, listener)
         return run
+
+
+@contextmanager
+def _drawn(task: Task, training: LongTraining, run: Run, listener: Listener) -> Iterator[None]:
+    """Draw a training's curves for TensorBoard, if they are wanted, by the first process."""
+    if not (task.conditions.tensorboard and task.world.main):
+        yield
+        return
+    training.curves = curves(run.file(FOLDER), training.trainer.step + 1)
+    listener.note(viewing(run.file(FOLDER)))
+    try:
+        yield
+    finally:
+        training.curves.close()
 
 
 def _share_cores(world: World) -> None:
@@ -394,9 +412,6 @@ def _loaders(task: Task) -> int:
 
 def _training(task: Task, trainer: AloneTrainer, run: Run, listener: Listener) -> LongTraining:
     asked = task.conditions.workers
-    shown: Curves | None = None
-    if task.conditions.tensorboard and task.world.main:
-        shown = curves(run.file("tensorboard"))
     return LongTraining(
         trainer=trainer,
         data=task.data,
@@ -408,7 +423,7 @@ def _training(task: Task, trainer: AloneTrainer, run: Run, listener: Listener) -
         run=run,
         world=task.world,
         listener=listener,
-        curves=shown,
+        curves=None,
         task=task.identity,
     )
 

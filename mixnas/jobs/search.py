@@ -11,13 +11,15 @@ from pathlib import Path
 
 import torch
 
-from mixnas.cluster import Crew
+from mixnas.asktell import check_storage
+from mixnas.cluster import Crew, check_dashboard
 from mixnas.errors import InvalidOption
 from mixnas.jobs import reuse
+from mixnas.jobs.curves import FOLDER, check_curves, drawn, viewing
 from mixnas.jobs.finalists import name_winner
 from mixnas.jobs.problem import PLAN, Plan, Problem, prepare, rehearse, torch_device
 from mixnas.jobs.settings import Listener, Settings, Silent, at_least, cores, seconds, written
-from mixnas.jobs.stages import first_round, search_supernet, train_supernets
+from mixnas.jobs.stages import begin_storage, first_round, search_supernet, train_supernets
 from mixnas.jobs.status import recorded
 from mixnas.remote import rooted
 from mixnas.run import Run
@@ -53,6 +55,9 @@ def search(
     name: str | None = None,
     runs: str | Path = "runs",
     fresh: bool = False,
+    storage: str | None = None,
+    dashboard: bool = False,
+    tensorboard: bool = False,
     dry_run: bool = False,
     listener: Listener | None = None,
 ) -> Run | Plan:
@@ -94,6 +99,14 @@ def search(
         name: the run's folder; by default made of data, space, budget and seed.
         runs: the folder of all runs.
         fresh: whether to train a supernet even if a run in that folder has one that fits.
+        storage: an Optuna storage that shows the trials live, for its dashboard, in a study of the
+            run's name: ``sqlite:///study.db``, ``postgresql://...``, or a journal file's path. One
+            way only: the run's own log is the truth, and a storage that fails ends nothing. It is
+            no part of the run: going on, give it again, another, or none.
+        dashboard: whether the private Ray shows its dashboard, on this machine only; a note tells
+            where. It needs ``ray[default]``.
+        tensorboard: whether to draw training and search for TensorBoard, into the run's folder
+            ``tensorboard``.
         dry_run: stop before anything long, and return the plan.
         listener: is told how the job gets on.
 
@@ -122,15 +135,35 @@ def search(
         supernet_seed=supernet_seed,
     )
     settings.check()
-    crew = crewed(settings, workers, cpus_per_worker, gpus_per_worker, address, trial_timeout)
+    if storage is not None:
+        check_storage(storage)
+    if tensorboard:
+        check_curves()
+    crew = crewed(
+        settings,
+        workers,
+        cpus_per_worker,
+        gpus_per_worker,
+        address,
+        trial_timeout,
+        dashboard=dashboard,
+    )
     together = training_crew(settings, trainers, crew)
     listener = listener or Silent()
-    problem = prepare(settings, rooted(runs), name, listener)
+    problem = replace(prepare(settings, rooted(runs), name, listener), storage=storage)
+    if not dry_run:
+        begin_storage(problem)
     plan = None if problem.begun and not dry_run else _planned(problem, crew, fresh)
     if plan and dry_run:
         listener.plan(plan.rows(problem))
         return plan
-    with problem.open_run() as run, recorded(listener, run) as listener:
+    with (
+        problem.open_run() as run,
+        recorded(listener, run) as listener,
+        drawn(listener, run.path, wanted=tensorboard) as listener,
+    ):
+        if tensorboard:
+            listener.note(viewing(run.file(FOLDER)))
         return _go_on(problem, run, together, crew, listener, plan)
 
 
@@ -148,16 +181,21 @@ def crewed(
     gpus: float | None,
     address: str | None,
     timeout: str | float | None,
+    *,
+    dashboard: bool = False,
 ) -> Crew:
     """Return who evaluates: on this machine a worker a core, which share its GPUs if one trains.
 
     Raises:
-        InvalidOption: for numbers that no worker can have, or an address that is none.
+        InvalidOption: for numbers that no worker can have, an address that is none, or a dashboard
+            that is not installed.
     """
     limit = None if timeout is None else seconds(timeout)
     if address is not None:
-        return Crew(workers, cpus, gpus or 0.0, address, limit)
-    crew = Crew(workers, cpus, gpus or 0.0, None, limit)
+        return Crew(workers, cpus, gpus or 0.0, address, limit, dashboard)
+    crew = Crew(workers, cpus, gpus or 0.0, None, limit, dashboard)
+    if dashboard:
+        check_dashboard()
     number = workers or max(1, int(cores() / cpus))
     if gpus is None and torch_device(settings.device).type == "cuda":
         gpus = min(1.0, torch.cuda.device_count() / number)

@@ -5,6 +5,7 @@ import socket
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from mixnas import cluster
-from mixnas.asktell import Search, Trial
+from mixnas.asktell import Mirror, Search, Trial, begin_study, identity
 from mixnas.cluster import Crew
 from mixnas.cost.feasible import Feasible
 from mixnas.cost.limit import Limit
@@ -289,7 +290,9 @@ def search_supernet(
         EvaluationFailed: if too many evaluations failed.
     """
     search = search_of(problem, run, one)
-    try:
+    with ExitStack() as stack:
+        stack.callback(search.close)
+        _shown(search, problem, one, listener, stack)
         if not run.done(one.stage):
             began = time.perf_counter()
             listener.stage("search", one.trials, search.complete)
@@ -307,8 +310,39 @@ def search_supernet(
             facts = {"exhausted": search.exhausted, "rejudged": sum(again.values())}
             run.mark(one.stage, seconds=time.perf_counter() - began, **facts)
         return search.trials
-    finally:
-        search.close()
+
+
+def begin_storage(problem: Problem) -> None:
+    """Make the study that shall show a search's first round, if one shall.
+
+    Raises:
+        InvalidOption: if the storage cannot be used, or has another search's study of that name.
+    """
+    if problem.storage is not None:
+        begin_study(problem.storage, problem.name, _identity(problem, 0))
+
+
+def _identity(problem: Problem, number: int) -> str:
+    """Return what tells a round of a search from any other."""
+    return identity(problem.settings.to_dict() | {"run": problem.name}, number)
+
+
+def _shown(
+    search: Search, problem: Problem, one: Round, listener: Listener, stack: ExitStack
+) -> None:
+    """Have a round's trials shown in the storage, if one is given, until the stack unwinds."""
+    if problem.storage is None:
+        return
+    mirror = Mirror(
+        problem.storage,
+        f"{problem.name}.{one.number}" if one.number else problem.name,
+        _identity(problem, one.number),
+        problem.space,
+        search.trials,
+        listener.note,
+    )
+    stack.callback(mirror.close)
+    search.watch = mirror.show
 
 
 def search_of(problem: Problem, run: Run, one: Round) -> Search:

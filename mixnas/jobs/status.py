@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mixnas.errors import MixnasError, StorageFull
+from mixnas.jobs.runs import finished
 from mixnas.jobs.settings import Listener
 from mixnas.run import Run
 from mixnas.storage import write
@@ -225,6 +226,8 @@ def follow(
 ) -> str:
     """Tell a listener how a job gets on that another process does, until it has ended.
 
+    Where no job has told of itself yet, it waits for one to begin, and says so once.
+
     Args:
         run: its run.
         listener: is told.
@@ -234,19 +237,37 @@ def follow(
 
     Returns:
         How it ended: ``finished``, ``interrupted``, what went wrong, ``dead`` if its process has
-        gone without a word, or nothing if no job has ever told of itself there.
+        gone without a word, or nothing if the run is done and no job has told of itself there.
     """
-    shown: Status | None = None
-    while True:
-        status = read(run)
-        if status is None:
-            return ""
-        _tell(listener, shown, status)
-        if not status.alive(clock()):
-            listener.end()
-            return status.ended or "dead"
-        shown = status
+    shown = _first(run, listener, every, sleep)
+    if shown is None:
+        return ""
+    _tell(listener, None, shown)
+    while shown.alive(clock()):
         sleep(every)
+        status = read(run) or shown
+        _tell(listener, shown, status)
+        shown = status
+    listener.end()
+    return shown.ended or "dead"
+
+
+def _first(
+    run: Run, listener: Listener, every: float, sleep: Callable[[float], None]
+) -> Status | None:
+    """Wait for a run's status; None if the run is done without one."""
+    waits = False
+    while (status := read(run)) is None:
+        if finished(run):
+            return None
+        if not waits:
+            waits = True
+            listener.note(
+                f"no job tells of itself in {run.path} yet; waiting until one does, or until the "
+                "run is done (Ctrl-C leaves)"
+            )
+        sleep(every)
+    return status
 
 
 def _tell(listener: Listener, before: Status | None, now: Status) -> None:

@@ -19,6 +19,7 @@ from mixnas.cluster import Crew
 from mixnas.cost.limit import Limit
 from mixnas.errors import EvaluationFailed, MixnasError
 from mixnas.jobs import reuse
+from mixnas.jobs.curves import check_curves, drawn, viewing
 from mixnas.jobs.finalists import name_winner
 from mixnas.jobs.problem import PLAN, Plan, Problem, Stock, prepare, rehearse
 from mixnas.jobs.runs import finished
@@ -62,6 +63,8 @@ def sweep(
     trial_timeout: str | float | None = None,
     name: str | None = None,
     runs: str | Path = "runs",
+    dashboard: bool = False,
+    tensorboard: bool = False,
     dry_run: bool = False,
     listener: Listener | None = None,
     **common: Any,
@@ -84,6 +87,9 @@ def sweep(
         trial_timeout: how long one evaluation may take.
         name: the sweep's folder; by default made of data, spaces, budgets and seeds.
         runs: the folder of all runs.
+        dashboard: as in `mixnas.search`.
+        tensorboard: whether to draw training and search for TensorBoard, into the folder of each
+            supernet.
         dry_run: stop before anything long, and return the plan.
         listener: is told how the job gets on.
         common: further options of `mixnas.search`, alike for all searches.
@@ -102,7 +108,17 @@ def sweep(
         settings = Settings(budget=(), **common)
         asked = SweepSettings(crossed(limits, tuple(on)), tuple(seed), tuple(space), settings)
     asked.check()
-    crew = crewed(asked.common, workers, cpus_per_worker, gpus_per_worker, address, trial_timeout)
+    if tensorboard:
+        check_curves()
+    crew = crewed(
+        asked.common,
+        workers,
+        cpus_per_worker,
+        gpus_per_worker,
+        address,
+        trial_timeout,
+        dashboard=dashboard,
+    )
     together = training_crew(asked.common, trainers, crew)
     listener = listener or Silent()
     name, runs = name or asked.name(), rooted(runs)
@@ -117,8 +133,12 @@ def sweep(
         return rows
     with Run.create(runs, name, asked.to_dict()) as run, recorded(listener, run) as listener:
         failed: dict[str, str] = {}
+        if tensorboard:
+            listener.note(viewing(run.path))
         for group, plan in zip(groups, plans, strict=True):
-            failed |= _do(group, plan, together, crew, listener)
+            trunk = group.trunk.runs / group.trunk.name
+            with drawn(listener, trunk, wanted=tensorboard) as told:
+                failed |= _do(group, plan, together, crew, told)
         collect(run, [member.name for group in groups for member in group.members], failed)
         if failed:
             first, reason = next(iter(failed.items()))
@@ -267,7 +287,10 @@ def _search(
         def report(trial: Trial) -> None:
             if trial.score is not None:
                 done = sum(search.finished for search in searches)
-                listener.advance(1, searches=f"{done} of {len(searches)} done", loss=trial.loss)
+                bests = [each.best() for each in searches]
+                best = min((one.loss for one in bests if one), default=trial.loss)
+                told = f"{done} of {len(searches)} done"
+                listener.advance(1, searches=told, best_loss=best, loss=trial.loss)
 
         trunk = Run.open(group.trunk.runs / group.trunk.name)
         evaluator = group.trunk.evaluator(supernet(group.trunk, trunk))

@@ -116,10 +116,11 @@ class SweepSettings:
             if key not in known:
                 raise InvalidOption(f"sweep {path}: no key '{key}'; {did_you_mean(key, known)}")
         try:
-            swept = crossed(_budgets(data.get("budget", ())), _list(data.get("on", ())))
+            places = _checked("on", data.get("on", ()))
+            swept = crossed(_budgets(data.get("budget", ())), places)
             seeds = tuple(_list(data.get("seed", 0)))
-            spaces = tuple(map(str, _list(data.get("space", "default"))))
-            rest = {key: value for key, value in data.items() if key not in SWEPT}
+            spaces = tuple(_checked("space", data.get("space", "default")))
+            rest = {key: _checked(key, data[key]) for key in data if key not in SWEPT}
             if "mixers" in rest:
                 rest["mixers"] = tuple(rest["mixers"])
             return cls(swept, seeds, spaces, Settings(budget=(), **rest))
@@ -168,11 +169,31 @@ def _once(name: str, values: Sequence[Any]) -> None:
             raise InvalidOption(f"{name} {value}: given twice; give each once")
 
 
+def _checked(key: str, value: Any) -> Any:
+    """Return a value of a file's key, if it is of the kind that the key takes.
+
+    Raises:
+        TypeError: if it is not.
+    """
+    if key in ("data", "sampler", "device", "time") and not isinstance(value, str):
+        raise TypeError(f"{key} {value!r}: text in quotation marks is needed")
+    if key == "racing" and not isinstance(value, bool):
+        raise TypeError(f"{key} {value!r}: true or false is needed")
+    if key in ("mixers", "space", "on"):
+        if not all(isinstance(each, str) for each in _list(value)):
+            raise TypeError(f"{key} {value!r}: a name, or a list of names, is needed")
+        return _list(value)
+    return value
+
+
 def _toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InvalidOption(f"sweep {path}: cannot be read ({error.strerror})") from None
+        raise InvalidOption(
+            f"sweep {path}: neither a sweep's name nor a file that can be read ({error.strerror}); "
+            "give a TOML file, the name of a sweep (mixnas runs lists them), or --budget A,B"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidOption(f"sweep {path}: not TOML ({error})") from None
 
