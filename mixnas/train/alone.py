@@ -25,7 +25,7 @@ from mixnas.errors import DataError, InvalidOption, TrainingDiverged
 from mixnas.train.execution import Execution
 from mixnas.train.mixing import Mixing
 from mixnas.train.objective import Objective
-from mixnas.train.optimise import Batch, Descent, Guard, State, StepResult, placed
+from mixnas.train.optimise import Batch, Descent, Guard, State, StepResult, placed, precise
 from mixnas.train.recipe import AloneRecipe
 from mixnas.train.teacher import check
 from mixnas.train.world import World, local
@@ -190,14 +190,14 @@ class AloneTrainer:
         with self.execution.autocast(self.device):
             outputs = self.runner(images)
         heads = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-        return [_precise(logits) for logits in heads]
+        return [precise(logits) for logits in heads]
 
     def _taught(self, images: Tensor, classes: int) -> Tensor | None:
         """Return what the teacher answers, if there is one."""
         if self.teacher is None:
             return None
         with torch.no_grad(), self.execution.autocast(self.device):
-            taught = _precise(self.teacher(images))
+            taught = precise(self.teacher(images))
         check(taught, classes)
         return taught
 
@@ -281,10 +281,6 @@ def _check(least: int, most: int, classes: int) -> None:
             f"label {least if least < 0 else most} is none of the network's {classes} classes "
             f"(0 to {classes - 1}); use the data whose classes the network has"
         )
-
-
-def _precise(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 @contextmanager

@@ -181,6 +181,11 @@ class Guard:
         self.usual = 0.95 * self.usual + 0.05 * loss if math.isfinite(self.usual) else loss
 
 
+def precise(logits: Tensor) -> Tensor:
+    """Return logits in float32, or as they are if they are in double precision."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def precision(device: torch.device) -> AbstractContextManager[Any]:
     """Mixed precision where there is a GPU that has bfloat16; float32 elsewhere."""
     if device.type == "cuda" and torch.cuda.is_bf16_supported():

@@ -31,7 +31,16 @@ from mixnas.network import Network
 from mixnas.train.conflict import Projection, still
 from mixnas.train.distil import Lesson
 from mixnas.train.draws import Draw, Draws, tally
-from mixnas.train.optimise import Batch, Descent, Guard, State, StepResult, placed, precision
+from mixnas.train.optimise import (
+    Batch,
+    Descent,
+    Guard,
+    State,
+    StepResult,
+    placed,
+    precise,
+    precision,
+)
 from mixnas.train.recipe import Recipe
 from mixnas.train.world import World
 
@@ -118,9 +127,9 @@ class SupernetTrainer:
         self.world.average([p.grad for p in self.network.parameters() if p.grad is not None])
 
     def _answer(self, images: Tensor, arch: Architecture) -> Tensor:
-        """Return the logits ``(B, classes)`` of an architecture."""
+        """Return the logits ``(B, classes)`` of an architecture, in float32 or better."""
         with precision(self.device):
-            return self.network(images, arch).float()
+            return precise(self.network(images, arch))
 
     @torch.no_grad()
     def _attended(self, draw: Draw, images: Tensor, labels: Tensor) -> Draw:
