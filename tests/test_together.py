@@ -10,7 +10,6 @@ import parts
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_distributed import results, start
 
 from mixnas.cluster import Crew
 from mixnas.cluster.together import together
@@ -22,94 +21,6 @@ ray = [
     pytest.mark.timeout(400),
     pytest.mark.filterwarnings("ignore"),  # Ray's own
 ]
-
-COMMON = """
-import random, sys, torch
-torch.set_num_threads(1)
-from mixnas.network import Network
-from mixnas.space import SearchSpace
-from mixnas.cost import count
-from mixnas.cost.feasible import Feasible
-from mixnas.cost.limit import Limit
-from mixnas.cost.table import CostTable
-from mixnas.train.draws import Draws
-from mixnas.train.recipe import Recipe
-from mixnas.train.supernet import SupernetTrainer
-from mixnas.train.world import World
-
-def learner(world, **options):
-    torch.manual_seed(world.rank)  # the second takes the first's weights
-    space = SearchSpace.load("micro")
-    table = CostTable(count.flops, image=space.image, classes=10)
-    feasible = Feasible(space, [Limit.parse("8MFLOPs")], {"flops": table})
-    recipe = Recipe(steps=8, batch=8, **options)
-    draws = Draws.by(recipe, space, feasible, seed=0)
-    trainer = SupernetTrainer(Network(space, 10).double(), draws, recipe, world)
-    for layer in trainer.network.modules():  # a norm's own statistics are of its own images
-        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
-            layer.eval()
-    return trainer
-
-def batches(steps, world):
-    generator = torch.Generator().manual_seed(9)
-    for _ in range(steps):
-        images = torch.randn(8, 3, 32, 32, generator=generator, dtype=torch.float64)
-        labels = torch.randint(0, 10, (8,), generator=generator)
-        part = slice(world.rank * 8 // world.size, (world.rank + 1) * 8 // world.size)
-        yield images[part], labels[part]
-
-def told(trainer):
-    rows = [trainer.train(*batch) for batch in batches(8, trainer.world)]
-    return {
-        "losses": [row.losses for row in rows],
-        "accuracies": [row.accuracy for row in rows],
-        "weights": trainer.network.state_dict(),
-        "tally": dict(trainer.tally),
-    }
-
-WAYS = {
-    "plain": {},
-    "projected": {"projection": "dearest"},
-    "attentive": {"attention": "worst", "candidates": 2},
-}
-"""
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
-    done = start(
-        folder,
-        """
-        world = World.join("cpu")
-        for name, options in WAYS.items():
-            torch.save(told(learner(world, **options)), f"{sys.argv[1]}/{name}{world.rank}.pt")
-        world.barrier()
-        world.close()
-        """,
-        before=COMMON,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    space = {}
-    exec(COMMON, space)
-    return folder, space
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("way", ["plain", "projected", "attentive"])
-def test_two_processes_train_the_supernet_that_one_does(trained, way):
-    folder, space = trained
-    torch.manual_seed(0)
-    one = space["told"](space["learner"](space["World"].alone("cpu"), **space["WAYS"][way]))
-    for found in results(folder, way, 2):
-        assert found["tally"] == one["tally"]
-        assert found["accuracies"] == pytest.approx(one["accuracies"])
-        for mine, its in zip(one["losses"], found["losses"], strict=True):
-            assert its == pytest.approx(mine, abs=1e-6)
-        for key, value in one["weights"].items():
-            torch.testing.assert_close(found["weights"][key], value, rtol=0, atol=1e-6)
-    assert one["losses"][0] != one["losses"][-1]
 
 
 class TestRay:
