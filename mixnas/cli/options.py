@@ -93,17 +93,6 @@ Workers = Annotated[
         rich_help_panel=CLUSTER,
     ),
 ]
-SupernetTrainers = Annotated[
-    str,
-    typer.Option(
-        "--trainers",
-        metavar="N",
-        help="Processes that train the supernet together, each with its share of every batch (and "
-        "a GPU, where it is trained on GPUs): here, or on the cluster of --address, whose machines "
-        "must then share the run's folder. Needs a --batch that N divides.",
-        rich_help_panel=TRAIN,
-    ),
-]
 Address = Annotated[
     str | None,
     typer.Option(

@@ -143,16 +143,6 @@ def retrain(
             rich_help_panel=HOW,
         ),
     ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Train on a running Ray cluster, --gpus N processes on any of its machines, which "
-            "must share the folder of --runs: auto, or HOST:PORT. If one is lost, all go on from "
-            "the last checkpoint.",
-            rich_help_panel=HOW,
-        ),
-    ] = None,
     compile: Annotated[
         bool, typer.Option("--compile", help="Use torch.compile.", rich_help_panel=HOW)
     ] = False,
@@ -225,7 +215,7 @@ def retrain(
 
     The test images are read once, at the end. A checkpoint is kept every 30 seconds: after a
     kill, Ctrl-C or a crash the same command goes on where it was. Several machines: start the
-    same command on each by torchrun or srun, or give --address of a Ray cluster.
+    same command on each by torchrun or srun.
     """
     steps = {"epochs": maybe("--epochs", epochs), "batch": maybe("--batch", batch)}
     sizes = {"resolution": maybe("--resolution", resolution), "gpus": maybe("--gpus", gpus)}
@@ -259,7 +249,6 @@ def retrain(
             accumulate=whole("--accumulate", accumulate),
             checkpointing=checkpointing,
             tensorboard=tensorboard,
-            address=address,
             name=name,
             runs=runs,
             dry_run=dry_run,

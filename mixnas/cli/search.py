@@ -24,7 +24,6 @@ from mixnas.cli.options import (
     Quiet,
     Space,
     Storage,
-    SupernetTrainers,
     TensorBoard,
     TrialTimeout,
     Workers,
@@ -114,7 +113,6 @@ def search(
             rich_help_panel=SEARCH,
         ),
     ] = True,
-    trainers: SupernetTrainers = "1",
     workers: Workers = None,
     address: Address = None,
     cpus_per_worker: CpusPerWorker = "1",
@@ -201,7 +199,6 @@ def search(
 
         found = job(
             **{field.name: getattr(settings, field.name) for field in fields(settings)},
-            trainers=whole("--trainers", trainers),
             workers=crew,
             cpus_per_worker=number("--cpus-per-worker", cpus_per_worker),
             gpus_per_worker=gpus,

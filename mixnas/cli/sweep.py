@@ -22,7 +22,6 @@ from mixnas.cli.options import (
     Json,
     Mixers,
     Quiet,
-    SupernetTrainers,
     TensorBoard,
     TrialTimeout,
     Workers,
@@ -133,7 +132,6 @@ def sweep(
             rich_help_panel=SEARCH,
         ),
     ] = None,
-    trainers: SupernetTrainers = "1",
     workers: Workers = None,
     address: Address = None,
     cpus_per_worker: CpusPerWorker = "1",
@@ -208,7 +206,6 @@ def sweep(
 
         found = job(
             asked,
-            trainers=whole("--trainers", trainers),
             workers=maybe("--workers", workers),
             cpus_per_worker=number("--cpus-per-worker", cpus_per_worker),
             gpus_per_worker=gpus,

@@ -6,8 +6,6 @@ are begun again, a few times, and go on from the checkpoint that the function ke
 must lie where every machine sees them.
 """
 
-import os
-import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,8 +18,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from mixnas.cluster.crew import Crew, Note
-from mixnas.cluster.local import connected, nodes, why
-from mixnas.errors import InvalidOption, MixnasError, WorkerLost
+from mixnas.cluster.local import connected, why
+from mixnas.errors import MixnasError, WorkerLost
 
 AGAIN = 3
 """How often all are begun again when one is lost."""
@@ -56,32 +54,25 @@ def together(
     """Call a function in several processes that train one network together.
 
     Args:
-        function: trains; called in every process, in this one's working folder, with a listener
-            whose words reach this one if the process is the first.
+        function: trains; called in every process, with a listener whose words reach this one if
+            the process is the first.
         crew: how many processes, and what each may use.
         listener: hears what the first process tells.
         failures: how often all are begun again when one is lost.
         note: told of the cluster that was joined.
 
     Raises:
-        InvalidOption: if the cluster has no room for so many, or one of its machines does not see
-            the working folder.
         MixnasError: what the function raised: a user's mistake, told once.
         WorkerLost: if processes are lost more often than that.
         EvaluationFailed: if Ray can be neither started nor joined.
     """
     with connected(crew, note=note) as folder:
-        _check_room(crew)
         post: Any = ray.remote(num_cpus=0)(_Post).remote()
         takes = {"CPU": crew.cpus, **({"GPU": crew.gpus} if crew.gpus else {})}
         poll = _Poll(post, listener)
         trainer = TorchTrainer(
             _train,
-            train_loop_config={
-                "function": cloudpickle.dumps(function),
-                "post": post,
-                "folder": os.getcwd(),
-            },
+            train_loop_config={"function": cloudpickle.dumps(function), "post": post},
             scaling_config=ScalingConfig(
                 num_workers=crew.workers or 1,
                 use_gpu=crew.gpus > 0,
@@ -93,32 +84,17 @@ def together(
                 failure_config=FailureConfig(max_failures=failures),
             ),
         )
-        lost = ""
         try:
             with poll:
                 trainer.fit()
         except Exception as error:  # Ray Train has a class for each way, and wraps them
-            lost = why(error)
-        # Told first: after a mistake all are begun again, and leave at once.
-        mistake = ray.get(post.mistake.remote())
-        if mistake is not None:
-            raise cloudpickle.loads(mistake)
-        if lost:
+            mistake = ray.get(post.mistake.remote())
+            if mistake is not None:
+                raise cloudpickle.loads(mistake) from None
             raise WorkerLost(
-                f"the training's processes were lost {failures + 1} times ({lost}); everything up "
-                "to the last checkpoint is kept: repeat the same command"
-            )
-
-
-def _check_room(crew: Crew) -> None:
-    """Refuse more processes than fit: Ray would wait for the rest."""
-    number = crew.workers or 1
-    fits = sum(crew.fitting(node.cpus, node.gpus) for node in nodes())
-    if fits < number:
-        raise InvalidOption(
-            f"{number} processes that train together, each with {crew.each()}: there is room for "
-            f"{fits} now; give fewer, or add machines first"
-        )
+                f"the training's processes were lost {failures + 1} times ({why(error)}); "
+                "everything up to the last checkpoint is kept: repeat the same command"
+            ) from error
 
 
 class _Post:
@@ -213,22 +189,9 @@ def _train(config: dict[str, Any]) -> None:
     # From our own driver through Ray's store; never from a file.
     function = cloudpickle.loads(config["function"])
     try:
-        _settle(config["folder"])
         function(_Teller(post) if first else _Mute(post))
     except WorkerLost:
         raise
     except MixnasError as error:
         ray.get(post.fail.remote(cloudpickle.dumps(error)))
         raise
-
-
-def _settle(folder: str) -> None:
-    """Work where the command was given: what it names by a relative path lies there."""
-    try:
-        os.chdir(folder)
-    except OSError:
-        raise InvalidOption(
-            f"folder {folder}, where the command was given: not seen from the machine "
-            f"{socket.gethostname()}, which shall train; give the command in a folder that all "
-            "machines share"
-        ) from None

@@ -4,13 +4,8 @@ The stages, each of which resumes: **training** (a checkpoint now and then, a ro
 **test** (the test images, read once, at the very end).
 """
 
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from socket import gethostname
-from tempfile import TemporaryDirectory
 
-from mixnas.errors import InvalidOption
 from mixnas.jobs.launch import launch, processes
 from mixnas.jobs.problem import torch_device
 from mixnas.jobs.retrain_settings import Conditions, RetrainSettings, command
@@ -47,7 +42,6 @@ def retrain(
     checkpointing: bool = False,
     workers: int | None = None,
     tensorboard: bool = False,
-    address: str | None = None,
     name: str | None = None,
     runs: str | Path = "runs",
     dry_run: bool = False,
@@ -87,8 +81,6 @@ def retrain(
         checkpointing: whether to compute activations again instead of keeping them.
         workers: processes that decode image files, for each training process.
         tensorboard: whether to write the curves for TensorBoard too.
-        address: a Ray cluster whose machines train, ``auto`` or ``HOST:PORT``: `gpus` processes,
-            begun again at the last checkpoint if one is lost. They must share the runs' folder.
         name: of the folder: in a run's folder by default ``retrain``, else made of data, network,
             recipe and seed.
         runs: the folder of all runs.
@@ -129,13 +121,10 @@ def retrain(
         checkpointing=checkpointing,
         workers=workers,
         tensorboard=tensorboard,
-        address=address,
     )
     settings.check()
     conditions.check()
     folder, listener = rooted(runs), listener or Silent()
-    if address is not None:
-        return _there(settings, conditions, folder, name, dry_run, listener)
     place = torch_device(device)
     world = World.join(place.type)
     try:
@@ -170,52 +159,3 @@ def _here(
     listener.plan(plan_rows(task, {}, number))
     launch([*command(settings, runs, name)[1:], *conditions.words(), "--launched"], number)
     return Run.open(task.root / task.name)
-
-
-def _there(
-    settings: RetrainSettings,
-    conditions: Conditions,
-    runs: Path,
-    name: str | None,
-    dry_run: bool,
-    listener: Listener,
-) -> Run | dict[str, str]:
-    """Train on a Ray cluster, by the same loop, and wait for it."""
-    number, here = conditions.processes or 1, replace(conditions, address=None, processes=None)
-    alone = World.alone("cpu")
-    task = prepare(settings, here, runs, name, alone, listener, processes=number)
-    plan = plan_rows(task, {}, number)
-    listener.plan(plan)
-    if dry_run:
-        return plan
-    from mixnas.cluster import Crew  # a retraining without a cluster needs no Ray
-    from mixnas.cluster.together import together
-
-    gpus = float(conditions.device == "cuda")
-    crew = Crew(number, gpus=gpus, address=conditions.address)
-    task.root.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".seen-", dir=task.root) as seen:
-        part = partial(_part, settings, here, runs, name, seen)
-        together(part, crew, listener, note=listener.note)
-    return Run.open(task.root / task.name)
-
-
-def _part(
-    settings: RetrainSettings,
-    conditions: Conditions,
-    runs: Path,
-    name: str | None,
-    seen: str,
-    listener: Listener,
-) -> None:
-    """Train as one of several processes on a cluster; the first one writes."""
-    if not Path(seen).is_dir():
-        raise InvalidOption(
-            f"folder {Path(seen).parent}: not seen from the machine {gethostname()}, which shall "
-            "train; give --runs a folder that all machines share"
-        )
-    world = World.join(torch_device(conditions.device).type)
-    try:
-        carry_out(prepare(settings, conditions, runs, name, world, listener), listener)
-    finally:
-        world.close()

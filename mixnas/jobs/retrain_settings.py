@@ -103,7 +103,6 @@ class Conditions:
         checkpointing: whether activations are computed again instead of kept.
         workers: processes that decode image files, for each training process.
         tensorboard: whether the curves are written for TensorBoard too.
-        address: a Ray cluster whose machines train; None for this machine alone.
     """
 
     device: str = "auto"
@@ -114,7 +113,6 @@ class Conditions:
     checkpointing: bool = False
     workers: int | None = None
     tensorboard: bool = False
-    address: str | None = None
 
     def check(self) -> None:
         """Refuse values outside what is allowed.
@@ -128,16 +126,6 @@ class Conditions:
             at_least("gpus", self.processes, 1)
         if self.workers is not None:
             at_least("workers", self.workers, 0)
-        if self.address is not None and self.processes is None:
-            raise InvalidOption(
-                f"address {self.address}: say how many processes shall train there: --gpus N "
-                "(with --device cpu, so many on CPUs)"
-            )
-        if self.address is not None and self.device == "auto":
-            raise InvalidOption(
-                f"address {self.address}: what its machines train on is not known here; give "
-                "--device cuda or --device cpu"
-            )
 
     def words(self) -> list[str]:
         """Return the options that ask for these conditions, but for the number of processes."""

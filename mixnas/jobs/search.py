@@ -13,13 +13,12 @@ import torch
 
 from mixnas.asktell import check_storage
 from mixnas.cluster import Crew, check_dashboard
-from mixnas.errors import InvalidOption
 from mixnas.jobs import reuse
 from mixnas.jobs.curves import FOLDER, check_curves, drawn, viewing
 from mixnas.jobs.finalists import name_winner
 from mixnas.jobs.problem import PLAN, Plan, Problem, prepare, rehearse, torch_device
-from mixnas.jobs.settings import Listener, Settings, Silent, at_least, cores, seconds, written
-from mixnas.jobs.stages import begin_storage, first_round, search_supernet, train_supernets
+from mixnas.jobs.settings import Listener, Settings, Silent, cores, seconds, written
+from mixnas.jobs.stages import begin_storage, first_round, search_supernet, train_supernet
 from mixnas.jobs.status import recorded
 from mixnas.remote import rooted
 from mixnas.run import Run
@@ -46,7 +45,6 @@ def search(
     resolution: int | None = None,
     racing: bool = True,
     supernet_seed: int | None = None,
-    trainers: int = 1,
     workers: int | None = None,
     cpus_per_worker: float = 1.0,
     gpus_per_worker: float | None = None,
@@ -85,8 +83,6 @@ def search(
         racing: whether an evaluation stops as soon as a rival has certainly beaten it.
         supernet_seed: of splits and training, if it is another than `seed`: searches with several
             seeds then share a supernet.
-        trainers: processes that train the supernet together, each with its share of every batch
-            and, where it is trained on GPUs, with a GPU.
         workers: processes that evaluate; by default one for each core, or as many as the cluster
             has room for, now and later.
         cpus_per_worker: processor cores of each, or a fraction of one.
@@ -148,7 +144,6 @@ def search(
         trial_timeout,
         dashboard=dashboard,
     )
-    together = training_crew(settings, trainers, crew)
     listener = listener or Silent()
     problem = replace(prepare(settings, rooted(runs), name, listener), storage=storage)
     if not dry_run:
@@ -164,7 +159,7 @@ def search(
     ):
         if tensorboard:
             listener.note(viewing(run.file(FOLDER)))
-        return _go_on(problem, run, together, crew, listener, plan)
+        return _go_on(problem, run, crew, listener, plan)
 
 
 def patient(crew: Crew, plan: Plan) -> Crew:
@@ -202,22 +197,6 @@ def crewed(
     return replace(crew, workers=number, gpus=gpus or 0.0)
 
 
-def training_crew(settings: Settings, trainers: int, crew: Crew) -> Crew:
-    """Return who trains the supernet: on the same cluster, each with what a worker has or a GPU.
-
-    Raises:
-        InvalidOption: if a batch does not divide into so many parts.
-    """
-    at_least("trainers", trainers, 1)
-    if settings.batch % trainers:
-        raise InvalidOption(
-            f"trainers={trainers} is not allowed: each takes an equal part of a batch, and "
-            f"batch={settings.batch}; give a divisor of it"
-        )
-    gpus = float(trainers > 1 and torch_device(settings.device).type == "cuda")
-    return Crew(trainers, crew.cpus, gpus, crew.address)
-
-
 def _planned(problem: Problem, crew: Crew, fresh: bool) -> Plan:
     """Plan by a supernet that is there, or else by a few steps of training one."""
     workers = crew.workers or cores()  # of a cluster nothing is known before it is joined
@@ -227,9 +206,7 @@ def _planned(problem: Problem, crew: Crew, fresh: bool) -> Plan:
     return reuse.rehearse(problem, source, workers)
 
 
-def _go_on(
-    problem: Problem, run: Run, trainers: Crew, crew: Crew, listener: Listener, plan: Plan | None
-) -> Run:
+def _go_on(problem: Problem, run: Run, crew: Crew, listener: Listener, plan: Plan | None) -> Run:
     """Do what the run still lacks, by the plan that it was begun with."""
     if plan is None:
         plan = Plan.of(run)
@@ -238,7 +215,7 @@ def _go_on(
     listener.plan(plan.rows(problem))
     if plan.source is not None and not run.done("training"):
         reuse.supply(problem, plan.source, run, listener)
-    train_supernets(problem, plan, run, trainers, listener)
+    train_supernet(problem, plan, run, listener)
     crew = patient(crew, plan)
     trials = search_supernet(problem, run, crew, listener, first_round(problem))
     name_winner(problem, plan, run, trials, crew, listener)

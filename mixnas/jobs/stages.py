@@ -30,7 +30,7 @@ from mixnas.jobs.reuse import CURVE
 from mixnas.jobs.settings import Listener, Silent, cores
 from mixnas.network import Network
 from mixnas.racing import RATE, RacingEvaluator
-from mixnas.run import SETTINGS, Run
+from mixnas.run import Run
 from mixnas.space import SearchSpace
 from mixnas.storage import UNREADABLE
 from mixnas.train.optimise import State, StepResult
@@ -46,31 +46,8 @@ MOST_LOADERS = 4
 """Processes that decode image files beside the training, at most."""
 
 
-def train_supernets(
-    problem: Problem, plan: Plan, run: Run, trainers: Crew, listener: Listener
-) -> None:
-    """Train the supernet in this process, or by several that share each batch.
-
-    Args:
-        problem: what is searched.
-        plan: for how many steps.
-        run: keeps the training.
-        trainers: how many processes train, with what, and where.
-        listener: is told how it gets on.
-
-    Raises:
-        MixnasError: as `train_supernet` and `train_together`.
-    """
-    if trainers.workers is None or trainers.workers == 1:
-        train_supernet(problem, plan, run, listener)
-    else:
-        train_together(run, trainers, listener)
-
-
 def train_together(run: Run, crew: Crew, listener: Listener) -> None:
-    """Train a run's supernet by several processes, of a cluster or here, through Ray Train.
-
-    If one of them is lost, all begin again, a few times, at the last checkpoint.
+    """Train a run's supernet by several processes of a cluster, through Ray Train.
 
     Raises:
         WorkerLost: if processes are lost more often than they are begun again.
@@ -80,20 +57,12 @@ def train_together(run: Run, crew: Crew, listener: Listener) -> None:
     from mixnas.cluster.together import together  # Ray Train takes seconds to import
 
     if not run.done("training"):
-        part = partial(train_part, str(run.path.absolute()))
-        together(part, crew, listener, note=listener.note)
+        together(partial(_train_part, str(run.path.absolute())), crew, listener)
 
 
-def train_part(folder: str, listener: Listener) -> None:
-    """Train the supernet of a run as one of several processes, of which the first one writes.
-
-    The run stays locked by the process that began them all.
-
-    Raises:
-        InvalidOption: if the folder is not seen from here.
-        MixnasError: as `train_supernet`.
-    """
-    if not (Path(folder) / SETTINGS).is_file():
+def _train_part(folder: str, listener: Listener) -> None:
+    """Train the supernet of a run as one of several processes."""
+    if not Path(folder).is_dir():
         raise InvalidOption(
             f"run folder {folder}: not seen from the machine {socket.gethostname()}, which shall "
             "train; give --runs a folder that all machines share, or train on one: --trainers 1"

@@ -23,9 +23,9 @@ from mixnas.jobs.curves import check_curves, drawn, viewing
 from mixnas.jobs.finalists import name_winner
 from mixnas.jobs.problem import PLAN, Plan, Problem, Stock, prepare, rehearse
 from mixnas.jobs.runs import finished
-from mixnas.jobs.search import crewed, patient, training_crew
+from mixnas.jobs.search import crewed, patient
 from mixnas.jobs.settings import Listener, Settings, Silent, cores, duration
-from mixnas.jobs.stages import evaluating, first_round, search_of, supernet, train_supernets
+from mixnas.jobs.stages import evaluating, first_round, search_of, supernet, train_supernet
 from mixnas.jobs.status import recorded
 from mixnas.jobs.sweep_settings import SUPERNET, SweepSettings, crossed
 from mixnas.jobs.swept import collect, named
@@ -55,7 +55,6 @@ def sweep(
     seed: Iterable[int] = (0,),
     space: Iterable[str] = ("default",),
     on: Iterable[str] = (),
-    trainers: int = 1,
     workers: int | None = None,
     cpus_per_worker: float = 1.0,
     gpus_per_worker: float | None = None,
@@ -79,7 +78,6 @@ def sweep(
         seed: of the searches; the first one is also that of splits and supernets.
         space: shipped spaces' names or TOML files.
         on: devices, on each of which the measured budgets are meant: ``cpu``, ``table:FILE``.
-        trainers: as in `mixnas.search`: processes that train each supernet together.
         workers: as in `mixnas.search`, with the four that follow.
         cpus_per_worker: processor cores of each worker.
         gpus_per_worker: GPUs of each worker.
@@ -119,7 +117,6 @@ def sweep(
         trial_timeout,
         dashboard=dashboard,
     )
-    together = training_crew(asked.common, trainers, crew)
     listener = listener or Silent()
     name, runs = name or asked.name(), rooted(runs)
     fetch(runs / name)
@@ -138,7 +135,7 @@ def sweep(
         for group, plan in zip(groups, plans, strict=True):
             trunk = group.trunk.runs / group.trunk.name
             with drawn(listener, trunk, wanted=tensorboard) as told:
-                failed |= _do(group, plan, together, crew, told)
+                failed |= _do(group, plan, run, crew, told)
         collect(run, [member.name for group in groups for member in group.members], failed)
         if failed:
             first, reason = next(iter(failed.items()))
@@ -236,13 +233,13 @@ def finished_in(member: Problem) -> bool:
     return folder.is_dir() and finished(Run.open(folder))
 
 
-def _do(group: Group, plan: Plan, trainers: Crew, crew: Crew, listener: Listener) -> dict[str, str]:
+def _do(group: Group, plan: Plan, sweep_run: Run, crew: Crew, listener: Listener) -> dict[str, str]:
     """Do what a group still lacks; return the searches that could not be finished, and why."""
     with ExitStack() as stack:
         trunk = stack.enter_context(group.trunk.open_run())
         if not trunk.file(PLAN).exists():
             trunk.write(PLAN, plan.to_dict())
-        train_supernets(group.trunk, plan, trunk, trainers, listener)
+        train_supernet(group.trunk, plan, trunk, listener)
         lacking = [member for member in group.members if not finished_in(member)]
         opened = [(member, stack.enter_context(member.open_run())) for member in lacking]
         for member, run in opened:
