@@ -174,8 +174,9 @@ def test_of_several_searches_one_fails_alone(toy, tmp_path):
     [
         ({"workers": 0}, "workers=0 is not allowed; give at least 1"),
         ({"cpus": 0}, "cpus=0 for each worker: give at least 0.01"),
-        ({"cpus": float("nan")}, "cpus=nan for each worker: give 0 or more"),
-        ({"gpus": -1}, "gpus=-1 for each worker: give 0 or more"),
+        ({"cpus": float("nan")}, "cpus=nan for each worker: give a number, 0 or more"),
+        ({"cpus": float("inf")}, "cpus=inf for each worker: give a number, 0 or more"),
+        ({"gpus": -1}, "gpus=-1 for each worker: give a number, 0 or more"),
         ({"gpus": 0.001}, "gpus=0.001 for each worker: give at least 0.01"),
         ({"gpus": 1.5}, "a fraction of one or whole GPUs; give 1 or 2"),
         ({"limit": 0.0}, "limit=0 s for an evaluation: give more than nothing"),

@@ -1,5 +1,6 @@
 """`Crew`: how many processes work, what each may use, and in which Ray cluster."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -119,8 +120,8 @@ Note = Callable[[str], None]
 
 def _share(name: str, value: float, what: str) -> None:
     """Refuse a share that Ray cannot lend: negative, tiny, or 1.5 machines."""
-    if value < 0 or not value == value:
-        raise InvalidOption(f"{name}={value:g} for each worker: give 0 or more")
+    if value < 0 or not math.isfinite(value):
+        raise InvalidOption(f"{name}={value:g} for each worker: give a number, 0 or more")
     if 0 < value < LEAST_CPUS:
         raise InvalidOption(f"{name}={value:g} for each worker: give at least {LEAST_CPUS:g}")
     if name == "cpus" and value == 0:
