@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from mixnas.jobs.sweep_settings import SweepSettings
 
 
+AFTER = "What is done with the winners"
+
+
 @app.command()
 def sweep(
     context: typer.Context,
@@ -132,6 +135,26 @@ def sweep(
             rich_help_panel=SEARCH,
         ),
     ] = None,
+    retrain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EPOCHS",
+            help="Then train the searches' winners for good, each architecture once, for so many "
+            "epochs, by the recipe quick of mixnas retrain. Default: no retraining.",
+            rich_help_panel=AFTER,
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="asha|none",
+            help="asha: stop early what others of the same budget beat. At a ninth of the epochs, "
+            "then at a third, the best third goes on (always one at least), by its accuracy on "
+            "validation images; the test images are read at the end, and only for what reached "
+            "it. none: train all to the end. Default: asha.",
+            rich_help_panel=AFTER,
+        ),
+    ] = None,
     workers: Workers = None,
     address: Address = None,
     cpus_per_worker: CpusPerWorker = "1",
@@ -169,6 +192,7 @@ def sweep(
     ```
     mixnas sweep --budget 0.5GFLOPs,1GFLOPs,1.5GFLOPs --seed 0,1
     mixnas sweep --budget 20ms --on cpu,table:phone.csv --space default,edge
+    mixnas sweep --budget 0.5GFLOPs,1GFLOPs --seed 0,1,2 --retrain 90
     mixnas sweep study.toml
     mixnas sweep --status
     ```
@@ -176,6 +200,7 @@ def sweep(
     All searches of a space share a supernet, trained for their budgets together, and run side by
     side on the same workers. The sweep's folder holds a run for each search, to be shown,
     retrained or exported by its path, and sweep.csv, front.json and report.html over all of them.
+    With --retrain, SEARCH/retrain in it is the training of that search's winner.
     Ctrl-C stops cleanly; the same command goes on where it was.
     """
     if status:
@@ -198,7 +223,8 @@ def sweep(
     known = _begun(file, runs)
     if known is not None:
         name = known.name
-    asked = _asked(file, known, budget, seed, space, on, common)
+    after = {"retrain": maybe("--retrain", retrain), "scheduler": scheduler}
+    asked = _asked(file, known, budget, seed, space, on, common, after)
     gpus = None if gpus_per_worker is None else number("--gpus-per-worker", gpus_per_worker)
     results = dry_run and not as_json
     with following(context, results=results, quiet=as_json or quiet, keeps=not dry_run) as listener:
@@ -248,12 +274,13 @@ def _asked(
     space: str | None,
     on: str | None,
     common: dict[str, Any],
+    after: dict[str, Any],
 ) -> "SweepSettings":
     """Return what is asked, by a file or by options."""
     from mixnas.jobs.settings import Settings
     from mixnas.jobs.sweep_settings import SweepSettings, crossed
 
-    swept = {"--budget": budget, "--seed": seed, "--space": space, "--on": on, **common}
+    swept = {"--budget": budget, "--seed": seed, "--space": space, "--on": on, **common, **after}
     if file is not None:
         if given := [name for name, value in swept.items() if value is not None]:
             raise InvalidOption(
@@ -268,6 +295,7 @@ def _asked(
         tuple(whole("--seed", each) for each in names("--seed", seed)) or (0,),
         names("--space", space) or ("default",),
         Settings(budget=(), **common),
+        **after,
     )
 
 

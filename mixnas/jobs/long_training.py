@@ -107,15 +107,18 @@ class LongTraining:
             f"training goes on at step {self.trainer.step:,} of {self.trainer.recipe.steps:,}"
         )
 
-    def go(self) -> None:
-        """Train to the last step.
+    def go(self, until: int | None = None) -> None:
+        """Train to the last step, or pause before it; the schedule is that of the whole training.
+
+        Args:
+            until: the step to pause after; the recipe's last by default.
 
         Raises:
             KeyboardInterrupt: if it was asked to stop; its state is kept first.
             MixnasError: if it diverged, ran out of memory, or lost a file or a process.
         """
         trainer, steps = self.trainer, self.trainer.recipe.steps
-        self.listener.stage("training", steps, trainer.step)
+        self.listener.stage("training", steps if until is None else until, trainer.step)
         stream = self.data.train(
             batch=trainer.recipe.batch,
             seed=trainer.seed,
@@ -126,7 +129,7 @@ class LongTraining:
             splits=self.learnt,
         )
         try:
-            self._steps(trainer.run(stream))
+            self._steps(trainer.run(stream, until))
         except TrainingDiverged as error:
             raise TrainingDiverged(
                 f"{error}: repeat with --rate {trainer.recipe.rate / 2:.3g} under another --name; "

@@ -325,8 +325,14 @@ def plan_rows(task: Task, measured: Mapping[str, float], processes: int) -> dict
     return plan | {"disk": f"about {max(1, round(4 * tensors * params / 2**20)):,} MiB"}
 
 
-def carry_out(task: Task, listener: Listener) -> Run:
-    """Do what the retraining still lacks.
+def carry_out(task: Task, listener: Listener, until: int | None = None) -> Run:
+    """Do what the retraining still lacks, or a part of it.
+
+    Args:
+        task: what is trained.
+        listener: is told how it gets on.
+        until: the epoch to pause after; the test images are not read then. The same call with a
+            later epoch, or none, goes on, and ends as if there had been no pause.
 
     Raises:
         WorkerLost: if another of several processes ended.
@@ -353,10 +359,13 @@ def carry_out(task: Task, listener: Listener) -> Run:
         listener.plan(plan_rows(task, measured, world.size))
         training = _training(task, trainer, run, listener)
         training.resume()
-        if trainer.step < trainer.recipe.steps:
+        steps = trainer.recipe.steps
+        end = steps if until is None else min(steps, until * task.per_epoch)
+        if trainer.step < end:
             with _drawn(task, training, run, listener):
-                training.go()
-        _conclude(task, training, run, listener)
+                training.go(end)
+        if until is None:
+            _conclude(task, training, run, listener)
         return run
 
 

@@ -3,7 +3,8 @@
 The sweep's folder is a run that holds runs: ``supernet-SPACE`` for each space, trained for all the
 budgets together, and one folder for each search, which takes that supernet over. All searches of a
 space run side by side on the same workers: while one waits for the last of its generation, the
-others ask. What was done when the sweep was stopped is done; the same call goes on.
+others ask. Then, if asked, the winners are retrained (`mixnas.jobs.sweep_retrain`). What was done
+when the sweep was stopped is done; the same call goes on.
 """
 
 import time
@@ -27,8 +28,9 @@ from mixnas.jobs.search import crewed, patient
 from mixnas.jobs.settings import Listener, Settings, Silent, cores, duration
 from mixnas.jobs.stages import evaluating, first_round, search_of, supernet, train_supernet
 from mixnas.jobs.status import recorded
-from mixnas.jobs.sweep_settings import SUPERNET, SweepSettings, crossed
-from mixnas.jobs.swept import collect, named
+from mixnas.jobs.sweep_retrain import MEASURED, Expected, expected, plan_row, retrain_winners
+from mixnas.jobs.sweep_settings import SUPERNET, SweepSettings, crossed, named
+from mixnas.jobs.swept import collect
 from mixnas.remote import fetch, rooted
 from mixnas.run import Run, agree
 
@@ -55,6 +57,8 @@ def sweep(
     seed: Iterable[int] = (0,),
     space: Iterable[str] = ("default",),
     on: Iterable[str] = (),
+    retrain: int | None = None,
+    scheduler: str | None = None,
     workers: int | None = None,
     cpus_per_worker: float = 1.0,
     gpus_per_worker: float | None = None,
@@ -78,6 +82,10 @@ def sweep(
         seed: of the searches; the first one is also that of splits and supernets.
         space: shipped spaces' names or TOML files.
         on: devices, on each of which the measured budgets are meant: ``cpu``, ``table:FILE``.
+        retrain: epochs for which the winners are retrained, one training for each architecture;
+            none by default.
+        scheduler: ``asha`` stops retrainings early that others of the same budget beat (see
+            `mixnas.jobs.halving`), ``none`` stops none; ``asha`` by default.
         workers: as in `mixnas.search`, with the four that follow.
         cpus_per_worker: processor cores of each worker.
         gpus_per_worker: GPUs of each worker.
@@ -104,7 +112,8 @@ def sweep(
     else:
         limits = [(each,) if isinstance(each, str) else tuple(each) for each in budget]
         settings = Settings(budget=(), **common)
-        asked = SweepSettings(crossed(limits, tuple(on)), tuple(seed), tuple(space), settings)
+        budgets = crossed(limits, tuple(on))
+        asked = SweepSettings(budgets, tuple(seed), tuple(space), settings, retrain, scheduler)
     asked.check()
     if tensorboard:
         check_curves()
@@ -124,7 +133,9 @@ def sweep(
     folder = runs / name
     groups = _groups(asked, folder, listener)
     plans = [_plan(group, crew) for group in groups]
-    rows = _rows(folder, groups, plans, crew)
+    trunks = [group.trunk for group in groups]
+    measured = None if asked.retrain is None else expected(asked, trunks, folder)
+    rows = _rows(folder, groups, plans, crew, asked, measured)
     listener.plan(rows)
     if dry_run:
         return rows
@@ -136,7 +147,12 @@ def sweep(
             trunk = group.trunk.runs / group.trunk.name
             with drawn(listener, trunk, wanted=tensorboard) as told:
                 failed |= _do(group, plan, run, crew, told)
-        collect(run, [member.name for group in groups for member in group.members], failed)
+        names = [member.name for group in groups for member in group.members]
+        if measured is not None:
+            run.write(MEASURED, measured.to_dict())
+            collect(run, names, failed)  # what was found is told while the retrainings take long
+            retrain_winners(run, asked, trunks[0].device.type, listener)
+        collect(run, names, failed)
         if failed:
             first, reason = next(iter(failed.items()))
             raise EvaluationFailed(
@@ -193,9 +209,15 @@ def _plan(group: Group, crew: Crew) -> Plan:
 
 
 def _rows(
-    folder: Path, groups: Sequence[Group], plans: Sequence[Plan], crew: Crew
+    folder: Path,
+    groups: Sequence[Group],
+    plans: Sequence[Plan],
+    crew: Crew,
+    asked: SweepSettings,
+    measured: Expected | None,
 ) -> dict[str, Any]:
     """Return the plan for people: label to text."""
+    text, retraining = ("", 0.0) if measured is None else plan_row(asked, measured)
     members = [member for group in groups for member in group.members]
     training = sum(plan.training_seconds for plan in plans)
     workers = crew.workers or cores()
@@ -203,7 +225,7 @@ def _rows(
         len(group.members) * group.trunk.settings.trials * plan.evaluation_seconds / workers
         for group, plan in zip(groups, plans, strict=True)
     )
-    total = training + searching + FINALISTS_SECONDS * len(members)
+    total = training + searching + FINALISTS_SECONDS * len(members) + retraining
     done = sum(finished_in(member) for member in members)
     sizes = members[0].data.sizes
     return {
@@ -218,6 +240,7 @@ def _rows(
             + "; ".join(" and ".join(map(str, each.limits)) for each in _once(group.members))
             for group, plan in zip(groups, plans, strict=True)
         },
+        **({"retraining": text} if text else {}),
         "time": f"about {duration(total)} from nothing ({duration(training)} training)",
     }
 

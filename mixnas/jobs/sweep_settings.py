@@ -11,7 +11,8 @@ from typing import Any
 
 from mixnas.cost.limit import MEASURED, Limit, parse_all
 from mixnas.errors import InvalidBudget, InvalidOption, did_you_mean
-from mixnas.jobs.settings import MOST_SEED, Settings, within
+from mixnas.jobs.halving import ASHA, SCHEDULERS
+from mixnas.jobs.settings import MOST_SEED, Settings, among, at_least, within
 
 JOB = "sweep"
 SUPERNET = "supernet"
@@ -22,6 +23,8 @@ LONGEST = 120
 """Bytes of a default name at most."""
 SWEPT = ("budget", "seed", "space", "on")
 """What a sweep varies."""
+AFTER = ("retrain", "scheduler")
+"""What a sweep does with its searches' winners."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,21 @@ class SweepSettings:
         seeds: of the searches; the first one is also that of splits and supernets.
         spaces: shipped names or TOML files.
         common: what all searches have alike; its own budget, seed and space are not looked at.
+        retrain: epochs for which the winners are retrained; None for no retraining.
+        scheduler: ``asha`` (the beaten are stopped early) or ``none``; None for the default.
     """
 
     budgets: tuple[tuple[str, ...], ...]
     seeds: tuple[int, ...] = (0,)
     spaces: tuple[str, ...] = ("default",)
     common: Settings = field(default_factory=partial(Settings, budget=()))
+    retrain: int | None = None
+    scheduler: str | None = None
+
+    @property
+    def scheduling(self) -> str:
+        """How retrainings are stopped early: ``asha`` by default."""
+        return self.scheduler or ASHA
 
     def check(self) -> None:
         """Refuse what no sweep can do.
@@ -58,8 +70,21 @@ class SweepSettings:
         number = len(self.budgets) * len(self.seeds) * len(self.spaces)
         if number > MOST:
             raise InvalidOption(f"a sweep of {number} searches: give {MOST} at most")
+        self._check_retraining()
         for settings in self.searches():
             settings.check()
+
+    def _check_retraining(self) -> None:
+        if self.retrain is not None:
+            at_least("retrain", self.retrain, 1)
+        if self.scheduler is None:
+            return
+        among("scheduler", str(self.scheduler), SCHEDULERS)
+        if self.retrain is None:
+            raise InvalidOption(
+                f"scheduler {self.scheduler}: there is nothing to schedule; give the epochs of the "
+                "retrainings too, such as --retrain 30, or leave it out"
+            )
 
     def searches(self) -> list[Settings]:
         """Return the settings of each search: budgets change fastest, then seeds, then spaces."""
@@ -90,7 +115,14 @@ class SweepSettings:
             "seeds": list(self.seeds),
             "spaces": list(self.spaces),
             **common,
+            **self._after(),
         }
+
+    def _after(self) -> dict[str, Any]:
+        """Return what is kept of retrainings: nothing where there are none, as of old."""
+        if self.retrain is None:
+            return {}
+        return {"retrain": self.retrain, "scheduler": self.scheduling}
 
     @classmethod
     def of(cls, kept: Mapping[str, Any]) -> "SweepSettings":
@@ -101,7 +133,8 @@ class SweepSettings:
         """
         common = Settings.from_dict({"budget": (), "seed": 0, "space": "default", **kept})
         budgets = tuple(tuple(each) for each in kept["budgets"])
-        return cls(budgets, tuple(kept["seeds"]), tuple(kept["spaces"]), common)
+        after = {key: kept.get(key) for key in AFTER}
+        return cls(budgets, tuple(kept["seeds"]), tuple(kept["spaces"]), common, **after)
 
     @classmethod
     def load(cls, path: str | Path) -> "SweepSettings":
@@ -111,7 +144,7 @@ class SweepSettings:
             InvalidOption: if it cannot be read, or holds what a sweep does not know; names the key.
         """
         data = _toml(Path(path))
-        known = {each.name for each in fields(Settings)} - {"supernet_seed"} | {"on"}
+        known = {each.name for each in fields(Settings)} - {"supernet_seed"} | {"on", *AFTER}
         for key in data:
             if key not in known:
                 raise InvalidOption(f"sweep {path}: no key '{key}'; {did_you_mean(key, known)}")
@@ -120,12 +153,19 @@ class SweepSettings:
             swept = crossed(_budgets(data.get("budget", ())), places)
             seeds = tuple(_list(data.get("seed", 0)))
             spaces = tuple(_checked("space", data.get("space", "default")))
-            rest = {key: _checked(key, data[key]) for key in data if key not in SWEPT}
+            rest = {key: _checked(key, data[key]) for key in data if key not in SWEPT + AFTER}
+            after = {key: data[key] for key in AFTER if key in data}
             if "mixers" in rest:
                 rest["mixers"] = tuple(rest["mixers"])
-            return cls(swept, seeds, spaces, Settings(budget=(), **rest))
+            return cls(swept, seeds, spaces, Settings(budget=(), **rest), **after)
         except TypeError as error:
             raise InvalidOption(f"sweep {path}: {error}; see mixnas sweep --help") from None
+
+
+def named(settings: Settings) -> str:
+    """Return the name of a search's folder in the sweep's."""
+    budget = "-".join(settings.budget).replace("/", "-")
+    return f"{Path(settings.space).stem}-{budget}-seed{settings.seed}"
 
 
 def crossed(

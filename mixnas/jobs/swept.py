@@ -10,7 +10,8 @@ import pandas
 from mixnas.errors import RunConflict
 from mixnas.jobs import runs as runs_module
 from mixnas.jobs import status as statuses
-from mixnas.jobs.sweep_settings import JOB, SUPERNET, SweepSettings
+from mixnas.jobs.sweep_races import Races
+from mixnas.jobs.sweep_settings import JOB, SUPERNET, SweepSettings, named
 from mixnas.run import Run
 from mixnas.run import runs as runs_in
 
@@ -43,8 +44,19 @@ def collect(run: Run, names: Sequence[str], failed: Mapping[str, str]) -> None:
 
 
 def table(run: Run, names: Iterable[str], failed: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return a row for each search: what it was asked, how far it is, what it found."""
-    return [_row(run, name, failed.get(name)) for name in names]
+    """Return a row for each search: what it was asked, how far it is, what it found.
+
+    Where winners are retrained, also `mixnas.jobs.sweep_races.COLUMNS`.
+
+    Raises:
+        RunConflict: if a file of a search or a retraining is damaged.
+    """
+    rows = [_row(run, name, failed.get(name)) for name in names]
+    asked = settings_of(run)
+    if asked.retrain is None:
+        return rows
+    races = Races.of(run, asked)
+    return [{**row, **races.told(row["search"])} for row in rows]
 
 
 def _row(sweep: Run, name: str, failed: str | None) -> dict[str, Any]:
@@ -151,14 +163,16 @@ def swept(run: Run) -> dict[str, Any]:
 
 def searches(run: Run) -> list[str]:
     """Return the folders of a sweep's searches, in the order of its table."""
+    return [named(settings) for settings in settings_of(run).searches()]
+
+
+def settings_of(run: Run) -> SweepSettings:
+    """Return what a sweep was asked.
+
+    Raises:
+        RunConflict: if that cannot be read.
+    """
     try:
-        asked = SweepSettings.of(run.settings)
+        return SweepSettings.of(run.settings)
     except (KeyError, TypeError):
         raise run.broken("run.json") from None
-    return [named(settings) for settings in asked.searches()]
-
-
-def named(settings: Any) -> str:
-    """Return the name of a search's folder in the sweep's."""
-    budget = "-".join(settings.budget).replace("/", "-")
-    return f"{Path(settings.space).stem}-{budget}-seed{settings.seed}"

@@ -1,0 +1,124 @@
+"""Who is stopped early: laws of the decisions, whatever the figures."""
+
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixnas.jobs.halving import (
+    ASHA,
+    NONE,
+    WORST,
+    Figure,
+    counts,
+    kept,
+    race,
+    rungs,
+    survivors,
+)
+
+COARSE = st.sampled_from([0.1, 0.5, 0.9])  # so that equal figures are common
+FIGURE = st.builds(Figure, COARSE | st.floats(0, 1), COARSE | st.just(math.nan)) | st.just(WORST)
+EPOCHS = st.integers(1, 400)
+
+
+@st.composite
+def races(draw):
+    """A race that has run to its end: who, its rungs, and everyone's figures at each of them."""
+    names = [f"n{i}" for i in range(draw(st.integers(1, 12)))]
+    at = rungs(draw(EPOCHS))
+    figures = {name: {rung: draw(FIGURE) for rung in at} for name in names}
+    return names, at, figures
+
+
+@given(EPOCHS)
+def test_rungs_grow_by_three_and_end_before_the_end(epochs):
+    at = rungs(epochs, ASHA)
+    assert all(1 <= rung < epochs for rung in at)
+    assert all(b == 3 * a for a, b in pairwise(at))
+    assert len(at) <= 2
+    assert rungs(epochs, NONE) == ()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "at"),
+    [(1, ()), (2, (1,)), (3, (1,)), (9, (1, 3)), (10, (2, 6)), (30, (4, 12)), (300, (34, 102))],
+)
+def test_rungs_of_usual_lengths(epochs, at):
+    assert rungs(epochs) == at
+
+
+@given(st.dictionaries(st.text(max_size=3), FIGURE, min_size=1, max_size=30))
+def test_the_best_third_goes_on_and_none_that_equals_it_is_stopped(figures):
+    on = survivors(figures)
+    best = max(figure.order for figure in figures.values())
+    assert {name for name, figure in figures.items() if figure.order == best} <= set(on)
+    assert len(on) >= kept(len(figures)) >= 1
+    least = min(figures[name].order for name in on)
+    out = [name for name in figures if name not in on]
+    assert all(figures[name].order < least for name in out)
+    assert sum(figures[name].order > least for name in on) < kept(len(figures))
+
+
+@given(races())
+def test_the_best_at_every_rung_is_never_stopped(drawn):
+    names, at, figures = drawn
+    standing = race(names, at, figures)
+    assert standing.rung is None
+    assert set(standing.alive) | set(standing.stopped) == set(names)
+    assert not set(standing.alive) & set(standing.stopped)
+    assert standing.alive
+    for name in names:
+        if all(
+            figures[name][rung].order == max(figures[other][rung].order for other in names)
+            for rung in at
+        ):
+            assert name in standing.alive
+    for stop in standing.stopped.values():
+        assert stop.epoch in at
+        assert stop.figure.order < stop.against.order
+
+
+@given(races(), st.randoms())
+def test_neither_order_nor_a_repeat_changes_a_decision(drawn, random):
+    names, at, figures = drawn
+    first = race(names, at, figures)
+    shuffled = random.sample(names, len(names))
+    again = race(shuffled, at, {name: figures[name] for name in reversed(shuffled)})
+    assert set(again.alive) == set(first.alive)
+    assert again.stopped == first.stopped
+
+
+@given(races(), st.randoms())
+def test_whatever_the_order_of_training_all_end_alike(drawn, random):
+    """As a driver does it: anyone who is behind trains to the rung; kills forget nothing else."""
+    names, at, figures = drawn
+    known: dict[str, dict[int, Figure]] = {}
+    while (standing := race(names, at, known)).rung is not None:
+        behind = [n for n in standing.alive if standing.rung not in known.get(n, {})]
+        assert behind
+        name = random.choice(behind)
+        known.setdefault(name, {})[standing.rung] = figures[name][standing.rung]
+    whole = race(names, at, figures)
+    assert (standing.alive, standing.stopped) == (whole.alive, whole.stopped)
+    for name, stop in standing.stopped.items():
+        assert max(known[name]) == stop.epoch  # nobody trained past where it was stopped
+
+
+@given(st.lists(FIGURE, min_size=1, max_size=9), EPOCHS)
+def test_with_none_nothing_is_stopped(drawn, epochs):
+    names = [str(i) for i in range(len(drawn))]
+    figures = {name: {1: figure} for name, figure in zip(names, drawn, strict=True)}
+    standing = race(names, rungs(epochs, NONE), figures)
+    assert (standing.alive, standing.stopped, standing.rung) == (tuple(names), {}, None)
+
+
+def test_equal_accuracies_are_decided_by_the_loss_and_equals_stay_together():
+    first, second = Figure(0.9, 0.3), Figure(0.9, 0.4)
+    assert survivors({"b": second, "a": first}) == ("a",)
+    assert survivors({"b": second, "a": second, "c": second}) == ("b", "a", "c")
+    assert survivors({"a": WORST, "b": Figure(0.0, math.nan)}) == ("b",)
+    assert counts(9, (1, 3)) == [9, 3, 1]
+    assert counts(2, (1,)) == [2, 1]
