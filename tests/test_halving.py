@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixnas.jobs import retrained
 from mixnas.jobs.halving import (
     ASHA,
     NONE,
@@ -18,6 +19,9 @@ from mixnas.jobs.halving import (
     rungs,
     survivors,
 )
+from mixnas.jobs.sweep_races import DIVERGED, Races
+from mixnas.jobs.sweep_settings import SweepSettings, named
+from mixnas.run import Run
 
 COARSE = st.sampled_from([0.1, 0.5, 0.9])  # so that equal figures are common
 FIGURE = st.builds(Figure, COARSE | st.floats(0, 1), COARSE | st.just(math.nan)) | st.just(WORST)
@@ -122,3 +126,69 @@ def test_equal_accuracies_are_decided_by_the_loss_and_equals_stay_together():
     assert survivors({"a": WORST, "b": Figure(0.0, math.nan)}) == ("b",)
     assert counts(9, (1, 3)) == [9, 3, 1]
     assert counts(2, (1,)) == [2, 1]
+
+
+# In folders
+
+SMALL, LARGE = ("6MFLOPs",), ("8MFLOPs",)
+
+
+@pytest.fixture
+def swept(tmp_path):
+    """Two budgets with three seeds: what each search found, by name; `both` won under both."""
+    asked = SweepSettings((SMALL, LARGE), (0, 1, 2), ("micro",), retrain=3)
+    run = Run.create(tmp_path, "study", asked.to_dict())
+    found = iter(["both", "big", "slim", "huge", "tiny", "both"])
+    for settings in asked.searches():
+        search = Run.create(run.path, named(settings), settings.to_dict())
+        search.write("summary.json", {"winner": {"id": next(found)}})
+    return run, asked
+
+
+def train(run, holder, *accuracies):
+    """Write the curve of a retraining."""
+    kept = Run.create(run.path / holder, "retrain", {"job": "retrain", "of": holder})
+    rows = [f"{n},{n},{accuracy},1.0" for n, accuracy in enumerate(accuracies, 1)]
+    kept.write("metrics.csv", "\n".join(["epoch,step,val_accuracy,val_loss", *rows, ""]))
+    return kept
+
+
+def test_budgets_race_apart_and_an_architecture_is_trained_once(swept):
+    run, asked = swept
+    scores = {"both": 0.6, "slim": 0.4, "tiny": 0.5, "big": 0.9, "huge": 0.8}
+    done = []
+    while (wanted := Races.of(run, asked).next()) is not None:
+        holder, epoch = wanted
+        score = scores[Run.open(run.path / holder).read("summary.json")["winner"]["id"]]
+        kept = train(run, holder, *[score] * epoch)
+        if epoch == 3:
+            for name in (retrained.SUMMARY, *retrained.MODEL):
+                kept.write(name, "{}")
+        kept.close()
+        done.append(wanted)
+    assert [epoch for _, epoch in done] == [1] * 5 + [3] * 2
+    both, big = "micro-6MFLOPs-seed0", "micro-8MFLOPs-seed0"
+    assert done[5:] == [(both, 3), (big, 3)]  # beaten by `big` under 8MFLOPs, best under 6MFLOPs
+    races = Races.of(run, asked)
+    assert races.holders["micro-8MFLOPs-seed2"] == both
+    stops = races.stops()
+    assert set(stops) == {"micro-6MFLOPs-seed1", "micro-6MFLOPs-seed2", "micro-8MFLOPs-seed1"}
+    assert {stop.against.accuracy for stop in stops.values()} == {0.6, 0.9}
+
+
+def test_what_diverged_is_beaten_and_not_tried_again(swept):
+    run, asked = swept
+    with train(run, "micro-6MFLOPs-seed0") as kept:
+        kept.mark(DIVERGED, reason="test")
+    races = Races.of(run, asked)
+    assert races.next() == ("micro-8MFLOPs-seed0", 1)
+    assert races.figures["micro-6MFLOPs-seed0"] == {1: WORST}
+
+
+def test_a_budget_waits_for_all_its_searches(swept):
+    run, asked = swept
+    (run.path / "micro-8MFLOPs-seed1" / "summary.json").unlink()
+    races = Races.of(run, asked)
+    assert list(races.budgets) == [SMALL]
+    assert races.told("micro-8MFLOPs-seed1")["retraining"] is None
+    assert races.told("micro-8MFLOPs-seed0")["retraining"] == "waiting"

@@ -195,6 +195,9 @@ def test_a_dry_run_and_the_python_twin(tmp_path, cli):
         (["nothing.toml"], "sweep nothing.toml: cannot be read"),
         (["nothing.toml", "--seed", "1"], "told by a file or by options"),
         (["--status"], "which sweep in"),
+        (["--budget", "8MFLOPs", "--retrain", "0"], "retrain 0: a whole number of at least 1"),
+        (["--budget", "8MFLOPs", "--retrain", "2", "--scheduler", "foo"], "known: asha, none"),
+        (["--budget", "8MFLOPs", "--scheduler", "asha"], "such as --retrain 30, or leave it out"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, cli, words, said):

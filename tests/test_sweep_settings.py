@@ -91,6 +91,10 @@ def test_a_file_says_all_of_it(tmp_path):
         ("budget = '1GFLOPs'\ndata = 5", "data 5: text in quotation marks is needed"),
         ("budget = '1GFLOPs'\nsampler = 3", "sampler 3: text in quotation marks"),
         ("budget = '1GFLOPs'\nracing = 'yes'", "racing 'yes': true or false"),
+        ("budget = '1GFLOPs'\nretrain = 0", "retrain 0: a whole number of at least 1"),
+        ("budget = '1GFLOPs'\nretrain = 'long'", "retrain 'long': a whole number"),
+        ("budget = '1GFLOPs'\nretrain = 3\nscheduler = 'ahsa'", "did you mean 'asha'?"),
+        ("budget = '1GFLOPs'\nscheduler = 'asha'", "scheduler asha: there is nothing to schedule"),
         ("budget = ", "not TOML"),
     ],
 )
@@ -119,3 +123,16 @@ def test_a_name_tells_what_is_swept_and_is_never_too_long():
     many = SweepSettings(tuple((f"{n}MFLOPs",) for n in range(100, 160)))
     assert len(many.name()) < 121
     assert many.name() != SweepSettings(tuple((f"{n}MFLOPs",) for n in range(100, 161))).name()
+
+
+def test_retraining_is_kept_where_it_is_asked_for_and_only_there(tmp_path):
+    assert not {"retrain", "scheduler"} & SweepSettings((("1GFLOPs",),)).to_dict().keys()
+    path = tmp_path / "study.toml"
+    path.write_text("budget = '1GFLOPs'\nretrain = 30\n")
+    asked = SweepSettings.load(path)
+    asked.check()
+    assert (asked.retrain, asked.scheduling) == (30, "asha")
+    again = SweepSettings.of(asked.to_dict())
+    assert (again.retrain, again.scheduling) == (30, "asha")
+    plain = SweepSettings((("1GFLOPs",),), retrain=30, scheduler="none")
+    assert SweepSettings.of(plain.to_dict()) == plain

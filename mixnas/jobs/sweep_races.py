@@ -118,7 +118,7 @@ class Races:
             return {**told, "retraining": "finished"}
         if run.done(DIVERGED):
             return {**told, "retraining": DIVERGED}
-        stop = self.stop(holder)
+        stop = self.stops().get(holder)
         if stop is None:
             return {**told, "retraining": facts["progress"] or facts["state"]}
         return {
@@ -129,13 +129,20 @@ class Races:
             "against": stop.against.accuracy,
         }
 
-    def stop(self, holder: str) -> Stop | None:
-        """Return where a retraining was stopped last: only if no budget's race keeps it."""
-        standings = [each for each in self._standings() if _in(holder, each)]
-        if any(holder in each.alive for each in standings):
-            return None
-        stops = [each.stopped[holder] for each in standings]
-        return max(stops, key=lambda stop: stop.epoch, default=None)
+    def stops(self) -> dict[str, Stop]:
+        """Return where retrainings were stopped: those that no budget's race keeps.
+
+        One that races under several budgets was stopped where the last of them did.
+        """
+        standings = list(self._standings())
+        alive = {name for each in standings for name in each.alive}
+        stops: dict[str, Stop] = {}
+        for each in standings:
+            for name, stop in each.stopped.items():
+                known = stops.get(name)
+                if name not in alive and (known is None or known.epoch < stop.epoch):
+                    stops[name] = stop
+        return stops
 
     def said(self, stop: Stop) -> str:
         """Say where a retraining was stopped, and against which figure."""
@@ -157,10 +164,6 @@ class Races:
             return epoch in self.figures[holder]
         run = self.retraining(holder)
         return run is not None and (retrained.finished(run) or run.done(DIVERGED))
-
-
-def _in(holder: str, standing: Standing) -> bool:
-    return holder in standing.alive or holder in standing.stopped
 
 
 def _having(found: Mapping[str, tuple[str, ...]], budget: tuple[str, ...]) -> list[str]:

@@ -89,8 +89,8 @@ def plan_row(asked: SweepSettings, measured: Expected) -> tuple[str, float]:
     seconds = len(asked.budgets) * spent * measured.epoch_seconds
     steps = ", ".join(f"{many} to epoch {end}" for many, end in zip(training, ends, strict=True))
     text = (
-        f"of each of {len(asked.budgets)} budgets {steps}, fewer where searches agree; test "
-        f"images are read once, for those that reach the end; {duration(seconds)} at most"
+        f"winners of each budget: {steps}, fewer where searches agree; the test images once, "
+        f"at the end; about {duration(seconds)} at most"
     )
     return text, seconds
 
@@ -118,9 +118,11 @@ def retrain_winners(sweep: Run, asked: SweepSettings, device: str, listener: Lis
             )
             tasks[holder] = _task(settings, asked, sweep.path, FOLDER, device)
         _train(tasks[holder], None if epoch == races.epochs else epoch, listener)
+        before = set(races.stops())
         races.look(holder)
-        if stop := races.stop(holder):
-            listener.note(f"{holder}: {races.said(stop)}")
+        for name, stop in races.stops().items():
+            if name not in before:
+                listener.note(f"{name}: {races.said(stop)}")
 
 
 def _task(

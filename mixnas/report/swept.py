@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+RETRAINED = (
+    "A retrained network was trained for good from scratch, and its accuracy is that on the test "
+    "images, which nothing else has read. Where retrainings were stopped early, it was by their "
+    "accuracy on validation images, among the winners of one budget; the test images were not read "
+    "for those. Networks that were stopped are not shown to be worse than the rest by the same "
+    "margin at the end."
+)
 SWEPT, SWEPT_PAGE = "figures/sweep.png", "report.html"
 
 HOW_TO_READ = (
@@ -25,6 +32,13 @@ HOW_TO_READ = (
     "the images that rank. Searches in several spaces stand on several supernets, whose losses "
     "are not quite alike.",
 )
+
+
+def retrained(row: Mapping[str, Any]) -> str:
+    """Say what became of the retraining of a search's winner: a row of a sweep's table."""
+    if row["retrained"] is not None:
+        return f"{row['retrained']:.1%} +- {row['retrained_error']:.1%}"
+    return row["retraining"] or "-"
 
 
 def swept(run: Run, rows: Sequence[Mapping[str, Any]], points: Sequence[Mapping[str, Any]]) -> None:
@@ -86,11 +100,14 @@ def _winners(axes: "Axes", rows: Sequence[Mapping[str, Any]], cost: str) -> None
 def html(run: Run, rows: Sequence[Mapping[str, Any]], points: Sequence[Mapping[str, Any]]) -> str:
     """Return the page; whatever was given is escaped."""
     costs = further(rows)
-    heads = ["search", "budget", "seed", "state", "accuracy", "FLOPs", "parameters"]
+    after = any("retraining" in row for row in rows)
+    heads = ["search", "budget", "seed", "state", "accuracy"]
+    heads += ["retrained, test images"] * after + ["FLOPs", "parameters"]
     cells = [
         [
             *(str(row[key]) for key in ("search", "budget", "seed", "state")),
             _accuracy(row),
+            *([retrained(row)] if after else []),
             cell("flops", row["flops"]),
             cell("params", row["params"]),
             *(cell(cost, row.get(column(cost))) for cost in costs),
@@ -112,7 +129,7 @@ def html(run: Run, rows: Sequence[Mapping[str, Any]], points: Sequence[Mapping[s
             table([*heads, *map(head, costs), "winner"], cells),
             "<h2>The front over all of them</h2>",
             table(["architecture", "found by", "FLOPs", "loss", "accuracy"], front),
-            *(f"<p>{escape(text)}</p>" for text in HOW_TO_READ),
+            *(f"<p>{escape(text)}</p>" for text in (*HOW_TO_READ, *[RETRAINED] * after)),
             "<h2>Made with</h2>",
             pairs(made_with(run)),
         ),

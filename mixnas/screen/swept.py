@@ -9,6 +9,7 @@ from rich.text import Text
 
 from mixnas.jobs.settings import duration
 from mixnas.report import cell, further, percent
+from mixnas.report.swept import retrained
 from mixnas.screen.parts import grid, heading
 from mixnas.terminal import describe, rows
 
@@ -27,6 +28,9 @@ def _parts(found: Mapping[str, Any]) -> Iterator[RenderableType]:
         took = f", trained in {duration(each['seconds'])}" if each["trained"] else ", in training"
         yield Text(f"{each['run']}: for {' and '.join(each['budget'])}{took}")
     yield _table(found["rows"])
+    if any("retraining" in row for row in found["rows"]):
+        yield heading("Winners retrained: accuracy on the test images, or where it stopped")
+        yield _retrainings(found["rows"])
     if found["front"]:
         yield heading("The front over all of them: the least loss at each FLOPs")
         yield _front(found["front"])
@@ -65,6 +69,17 @@ def _table(searches: Sequence[Mapping[str, Any]]) -> Table:
             *(cell(cost, row.get(_column(cost))) for cost in costs), row["winner"] or "",
         )  # fmt: skip
         table.add_row(*(Text("" if each is None else str(each)) for each in cells))
+    return table
+
+
+def _retrainings(searches: Sequence[Mapping[str, Any]]) -> Table:
+    table = grid("search", "budget", "architecture", "retrained", "folder", words=2)
+    for row in searches:
+        cells = (
+            row["search"], row["budget"], row["id"] or "-", retrained(row),
+            row["retrained_in"] or "-",
+        )  # fmt: skip
+        table.add_row(*map(Text, cells))
     return table
 
 
