@@ -21,6 +21,7 @@ from mixnas.cli.options import (
     Json,
     Mixers,
     Quiet,
+    Trainers,
     TrialTimeout,
     Workers,
     maybe,
@@ -130,6 +131,7 @@ def sweep(
             rich_help_panel=SEARCH,
         ),
     ] = None,
+    trainers: Trainers = None,
     workers: Workers = None,
     address: Address = None,
     cpus_per_worker: CpusPerWorker = "1",
@@ -202,6 +204,7 @@ def sweep(
 
         found = job(
             asked,
+            trainers=maybe("--trainers", trainers),
             workers=maybe("--workers", workers),
             cpus_per_worker=number("--cpus-per-worker", cpus_per_worker),
             gpus_per_worker=gpus,

@@ -22,9 +22,16 @@ from mixnas.jobs import reuse
 from mixnas.jobs.finalists import name_winner
 from mixnas.jobs.problem import PLAN, Plan, Problem, Stock, prepare, rehearse
 from mixnas.jobs.runs import finished
-from mixnas.jobs.search import crewed, patient
+from mixnas.jobs.search import crewed, patient, shared, training
 from mixnas.jobs.settings import Listener, Settings, Silent, cores, duration
-from mixnas.jobs.stages import evaluating, first_round, search_of, supernet, train_supernet
+from mixnas.jobs.stages import (
+    check_shared,
+    evaluating,
+    first_round,
+    search_of,
+    supernet,
+    train_together,
+)
 from mixnas.jobs.status import recorded
 from mixnas.jobs.sweep_settings import SUPERNET, SweepSettings, crossed
 from mixnas.jobs.swept import collect, named
@@ -54,6 +61,7 @@ def sweep(
     seed: Iterable[int] = (0,),
     space: Iterable[str] = ("default",),
     on: Iterable[str] = (),
+    trainers: int | None = None,
     workers: int | None = None,
     cpus_per_worker: float = 1.0,
     gpus_per_worker: float | None = None,
@@ -75,7 +83,8 @@ def sweep(
         seed: of the searches; the first one is also that of splits and supernets.
         space: shipped spaces' names or TOML files.
         on: devices, on each of which the measured budgets are meant: ``cpu``, ``table:FILE``.
-        workers: as in `mixnas.search`, with the four that follow.
+        trainers: as in `mixnas.search`, with the five that follow.
+        workers: processes that evaluate.
         cpus_per_worker: processor cores of each worker.
         gpus_per_worker: GPUs of each worker.
         address: a Ray cluster to search on.
@@ -101,21 +110,24 @@ def sweep(
         asked = SweepSettings(crossed(limits, tuple(on)), tuple(seed), tuple(space), settings)
     asked.check()
     crew = crewed(asked.common, workers, cpus_per_worker, gpus_per_worker, address, trial_timeout)
+    trains = training(asked.common, trainers, crew)
     listener = listener or Silent()
     name, runs = name or asked.name(), rooted(runs)
     fetch(runs / name)
     agree(runs, name, asked.to_dict())
     folder = runs / name
     groups = _groups(asked, folder, listener)
+    for group in groups:
+        check_shared(group.trunk, trains)
     plans = [_plan(group, crew) for group in groups]
-    rows = _rows(folder, groups, plans, crew)
+    rows = _rows(folder, groups, plans, crew) | shared(trains)
     listener.plan(rows)
     if dry_run:
         return rows
     with Run.create(runs, name, asked.to_dict()) as run, recorded(listener, run) as listener:
         failed: dict[str, str] = {}
         for group, plan in zip(groups, plans, strict=True):
-            failed |= _do(group, plan, run, crew, listener)
+            failed |= _do(group, plan, crew, trains, listener)
         collect(run, [member.name for group in groups for member in group.members], failed)
         if failed:
             first, reason = next(iter(failed.items()))
@@ -213,13 +225,15 @@ def finished_in(member: Problem) -> bool:
     return folder.is_dir() and finished(Run.open(folder))
 
 
-def _do(group: Group, plan: Plan, sweep_run: Run, crew: Crew, listener: Listener) -> dict[str, str]:
+def _do(
+    group: Group, plan: Plan, crew: Crew, trains: Crew | None, listener: Listener
+) -> dict[str, str]:
     """Do what a group still lacks; return the searches that could not be finished, and why."""
     with ExitStack() as stack:
         trunk = stack.enter_context(group.trunk.open_run())
         if not trunk.file(PLAN).exists():
             trunk.write(PLAN, plan.to_dict())
-        train_supernet(group.trunk, plan, trunk, listener)
+        train_together(group.trunk, plan, trunk, trains, listener)
         lacking = [member for member in group.members if not finished_in(member)]
         opened = [(member, stack.enter_context(member.open_run())) for member in lacking]
         for member, run in opened:
