@@ -126,6 +126,20 @@ class Run:
             raise
 
     @classmethod
+    def lent(cls, path: str | Path) -> Self:
+        """Open a run that another process holds, to write into it in that one's place.
+
+        Of several processes that train together one writes, at any time; the one that started
+        them holds the lock, or the lease at an address, and uploads.
+
+        Raises:
+            RunConflict: if there is no such run.
+        """
+        if not (Path(path) / SETTINGS).is_file():
+            raise RunConflict(f"no run in {path}")
+        return cls(Path(path), _read_settings(Path(path)))
+
+    @classmethod
     def _opened(cls, path: Path, lock: bool, keeping: Keeping | None) -> Self:
         if not lock:
             fetch(path)

@@ -85,7 +85,10 @@ def trained(tmp_path_factory):
         own = torch.arange(world.rank, 101, 2)
         rows = world.gather(torch.stack([own, own * own], 1))
         keep("gathered", {"rows": rows, "mean": world.mean(float(world.rank)),
-                          "any": world.any(world.rank == 1), "none": world.any(False)})
+                          "any": world.any(world.rank == 1), "none": world.any(False),
+                          "said": list(world.told(b"said" if world.main else b"not heard")),
+                          "nothing": world.told(None if world.main else b"not heard") is None,
+                          "empty": world.told(b"" if world.main else None) == b""})
         bad = learner(world)
         images, labels = next(batches(1, world))
         images = images * (float("nan") if world.rank else 1.0)
@@ -158,6 +161,9 @@ def test_rows_are_gathered_each_once_in_the_order_of_the_ranks(trained):
         assert found["mean"] == 0.5
         assert found["any"]
         assert not found["none"]
+        assert bytes(found["said"]) == b"said"
+        assert found["nothing"]
+        assert found["empty"]
 
 
 @pytest.mark.slow
@@ -253,5 +259,6 @@ def test_a_world_of_one_needs_nobody():
     assert (world.mean(3.0), world.any(True)) == (3.0, True)
     rows = torch.rand(3, 2)
     assert world.gather(rows) is rows
+    assert (world.told(b"x"), world.told(None)) == (b"x", None)
     world.barrier()
     world.close()

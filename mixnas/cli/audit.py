@@ -5,7 +5,17 @@ from typing import Annotated
 import typer
 
 from mixnas.cli.application import app
-from mixnas.cli.options import RUN, TRAIN, AsTrained, Folder, Json, Quiet, Trainers, maybe, whole
+from mixnas.cli.options import (
+    RUN,
+    TRAIN,
+    AloneTrainers,
+    AsTrained,
+    Folder,
+    Json,
+    Quiet,
+    maybe,
+    whole,
+)
 from mixnas.cli.output import following, say_json, say_table
 from mixnas.run import Run
 
@@ -54,7 +64,7 @@ def audit(
             rich_help_panel=TRAIN,
         ),
     ] = None,
-    workers: Trainers = None,
+    workers: AloneTrainers = None,
     name: Annotated[
         str,
         typer.Option(

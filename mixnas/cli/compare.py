@@ -8,11 +8,11 @@ from mixnas.cli.application import app
 from mixnas.cli.options import (
     RUN,
     TRAIN,
+    AloneTrainers,
     AsTrained,
     Folder,
     Json,
     Quiet,
-    Trainers,
     maybe,
     names,
     whole,
@@ -61,7 +61,7 @@ def compare(
         ),
     ] = "3",
     epochs: AsTrained = None,
-    workers: Trainers = None,
+    workers: AloneTrainers = None,
     name: Annotated[
         str,
         typer.Option(

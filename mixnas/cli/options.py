@@ -77,6 +77,17 @@ AsTrained = Annotated[
 Trainers = Annotated[
     str | None,
     typer.Option(
+        "--trainers",
+        metavar="N",
+        help="Processes that train the supernet together, each its share of every batch, a GPU "
+        "each where it is trained on one: on the cluster of --address, whose machines must share "
+        "the folder of --runs, or here. Default: none but the command's own process.",
+        rich_help_panel=CLUSTER,
+    ),
+]
+AloneTrainers = Annotated[
+    str | None,
+    typer.Option(
         "--workers",
         metavar="N",
         help="Processes that train; any number finds the same. Default: one a core.",

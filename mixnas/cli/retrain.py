@@ -139,7 +139,26 @@ def retrain(
         typer.Option(
             metavar="N",
             help="Processes, one for each GPU (with --device cpu: so many on the CPU). Under "
-            "torchrun or srun leave it out: the processes that are there join.",
+            "torchrun or srun leave it out: the processes that are there join. With --address "
+            "they are those of the cluster.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Train on the machines of a running Ray cluster, which must share the folder of "
+            "--runs: auto (one on this machine) or HOST:PORT. When one is lost, all go on from "
+            "the last checkpoint. Default: on this machine.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    cpus_per_process: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Processor cores of each process of the cluster. Default: 1.",
             rich_help_panel=HOW,
         ),
     ] = None,
@@ -211,11 +230,12 @@ def retrain(
     ```
     mixnas retrain digits-default-1.5GFLOPs-seed0
     mixnas retrain zoo:shvit_s1 --data photos/ --recipe shvit --gpus 8
+    mixnas retrain RUN --gpus 16 --address auto
     ```
 
     The test images are read once, at the end. A checkpoint is kept every 30 seconds: after a
     kill, Ctrl-C or a crash the same command goes on where it was. Several machines: start the
-    same command on each by torchrun or srun.
+    same command on each by torchrun or srun, or once with the --address of a Ray cluster.
     """
     steps = {"epochs": maybe("--epochs", epochs), "batch": maybe("--batch", batch)}
     sizes = {"resolution": maybe("--resolution", resolution), "gpus": maybe("--gpus", gpus)}
@@ -223,6 +243,9 @@ def retrain(
         "rate": None if rate is None else number("--rate", rate),
         "width": None if width is None else number("--width", width),
         "workers": maybe("--workers", workers),
+        "cpus_per_process": None
+        if cpus_per_process is None
+        else number("--cpus-per-process", cpus_per_process),
     }
     results = dry_run and not as_json
     silent = as_json or quiet
@@ -249,6 +272,7 @@ def retrain(
             accumulate=whole("--accumulate", accumulate),
             checkpointing=checkpointing,
             tensorboard=tensorboard,
+            address=address,
             name=name,
             runs=runs,
             dry_run=dry_run,

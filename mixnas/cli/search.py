@@ -25,6 +25,7 @@ from mixnas.cli.options import (
     Space,
     Storage,
     TensorBoard,
+    Trainers,
     TrialTimeout,
     Workers,
     budgets,
@@ -113,6 +114,7 @@ def search(
             rich_help_panel=SEARCH,
         ),
     ] = True,
+    trainers: Trainers = None,
     workers: Workers = None,
     address: Address = None,
     cpus_per_worker: CpusPerWorker = "1",
@@ -199,6 +201,7 @@ def search(
 
         found = job(
             **{field.name: getattr(settings, field.name) for field in fields(settings)},
+            trainers=maybe("--trainers", trainers),
             workers=crew,
             cpus_per_worker=number("--cpus-per-worker", cpus_per_worker),
             gpus_per_worker=gpus,

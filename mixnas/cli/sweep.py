@@ -23,6 +23,7 @@ from mixnas.cli.options import (
     Mixers,
     Quiet,
     TensorBoard,
+    Trainers,
     TrialTimeout,
     Workers,
     maybe,
@@ -155,6 +156,7 @@ def sweep(
             rich_help_panel=AFTER,
         ),
     ] = None,
+    trainers: Trainers = None,
     workers: Workers = None,
     address: Address = None,
     cpus_per_worker: CpusPerWorker = "1",
@@ -232,6 +234,7 @@ def sweep(
 
         found = job(
             asked,
+            trainers=maybe("--trainers", trainers),
             workers=maybe("--workers", workers),
             cpus_per_worker=number("--cpus-per-worker", cpus_per_worker),
             gpus_per_worker=gpus,

@@ -92,10 +92,12 @@ class LongTraining:
             RunConflict: if it is damaged, or of another training.
         """
         path = self.run.file(CHECKPOINT)
-        if not path.exists():
+        kept = self.world.told(path.read_bytes() if self.world.main and path.exists() else None)
+        if kept is None:
             return
         try:
-            state = torch.load(path, map_location=self.trainer.device, weights_only=True)
+            device = self.trainer.device
+            state = torch.load(io.BytesIO(kept), map_location=device, weights_only=True)
             if state["task"] != dict(self.task):
                 raise ValueError("of another training")
             self.trainer.restore(state["trainer"])
@@ -147,6 +149,7 @@ class LongTraining:
                 self._add(result, time.perf_counter() - mark)
                 if trainer.step % self.per_epoch == 0 or trainer.step == trainer.recipe.steps:
                     self._end_epoch(result)
+                self._tell(result)
                 if stop.asked or time.perf_counter() - self.kept > EVERY:
                     self.keep()
                 stop.check()
@@ -160,10 +163,17 @@ class LongTraining:
             self.epoch.losses += loss
             self.epoch.steps += 1
         self.epoch.seconds += seconds
-        figures = {"loss": loss}
+
+    def _tell(self, result: StepResult) -> None:
+        """Tell of a step that is whole; who is told may ask to stop."""
+        figures = {"loss": result.losses.get("labels", math.nan)}
         if self.rows and not math.isnan(self.rows[-1]["val_accuracy"]):
             figures["val_accuracy"] = self.rows[-1]["val_accuracy"]
-        self.listener.advance(1, **figures)
+        try:
+            self.listener.advance(1, **figures)
+        except KeyboardInterrupt:
+            self.keep()
+            raise
 
     def _end_epoch(self, result: StepResult) -> None:
         """Judge the network on the watched images and add a row."""

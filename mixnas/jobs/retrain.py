@@ -4,14 +4,18 @@ The stages, each of which resumes: **training** (a checkpoint now and then, a ro
 **test** (the test images, read once, at the very end).
 """
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from mixnas.errors import InvalidOption
+from mixnas.jobs.across import across, trainers
 from mixnas.jobs.launch import launch, processes
 from mixnas.jobs.problem import torch_device
 from mixnas.jobs.retrain_settings import Conditions, RetrainSettings, command
-from mixnas.jobs.retraining import carry_out, plan_rows, prepare, rehearse
+from mixnas.jobs.retraining import Task, carry_out, finished, plan_rows, prepare, rehearse
 from mixnas.jobs.settings import Listener, Silent
-from mixnas.remote import rooted
+from mixnas.remote import Mirror, rooted
 from mixnas.run import Run
 from mixnas.train.world import World
 
@@ -42,6 +46,8 @@ def retrain(
     checkpointing: bool = False,
     workers: int | None = None,
     tensorboard: bool = False,
+    address: str | None = None,
+    cpus_per_process: float | None = None,
     name: str | None = None,
     runs: str | Path = "runs",
     dry_run: bool = False,
@@ -74,13 +80,18 @@ def retrain(
         sync_norms: whether batch norms see the batch of all processes (GPUs only).
         device: ``auto``, ``cpu`` or ``cuda``.
         gpus: processes to start, one for each GPU; with device cpu so many with gloo. Under
-            torchrun or SLURM the processes that are there join.
+            torchrun or SLURM the processes that are there join; with an address they are those
+            of a cluster.
         compile: whether to use `torch.compile`.
         channels_last: whether tensors keep their channels last in memory.
         accumulate: parts in which a process takes its share of a batch, one after the other.
         checkpointing: whether to compute activations again instead of keeping them.
         workers: processes that decode image files, for each training process.
         tensorboard: whether to write the curves for TensorBoard too.
+        address: a Ray cluster whose machines train and share the folder of runs: ``auto`` or
+            ``HOST:PORT``. When a process or a machine is lost, all begin again, a few times, at
+            the last checkpoint.
+        cpus_per_process: processor cores of each process there; by default one.
         name: of the folder: in a run's folder by default ``retrain``, else made of data, network,
             recipe and seed.
         runs: the folder of all runs.
@@ -121,10 +132,14 @@ def retrain(
         checkpointing=checkpointing,
         workers=workers,
         tensorboard=tensorboard,
+        address=address,
+        cpus=cpus_per_process,
     )
     settings.check()
     conditions.check()
     folder, listener = rooted(runs), listener or Silent()
+    if address is not None:
+        return _across(settings, conditions, folder, name, dry_run, listener)
     place = torch_device(device)
     world = World.join(place.type)
     try:
@@ -159,3 +174,49 @@ def _here(
     listener.plan(plan_rows(task, {}, number))
     launch([*command(settings, runs, name)[1:], *conditions.words(), "--launched"], number)
     return Run.open(task.root / task.name)
+
+
+def _check_folder(task: Task) -> None:
+    """Refuse runs in an object store: machines that train together share a file system.
+
+    Raises:
+        InvalidOption: in one line, with the cure.
+    """
+    if Mirror.of(task.root / task.name) is not None:
+        raise InvalidOption(
+            f"run {task.name}: kept at an address, but machines that train together share a "
+            "folder; give --runs one that all of them see, or leave --address out"
+        )
+
+
+def _across(
+    settings: RetrainSettings,
+    conditions: Conditions,
+    runs: Path,
+    name: str | None,
+    dry_run: bool,
+    listener: Listener,
+) -> Run | dict[str, str]:
+    """Train on the machines of a cluster; this process holds the run, and only waits."""
+    device = conditions.device  # whoever starts it may have no GPU
+    device = torch_device(device).type if device == "auto" else device
+    number = conditions.processes or 1
+    crew = trainers(number, device == "cuda", conditions.cpus, conditions.address)
+    world = World.alone("cpu")
+    task = prepare(settings, conditions, runs, name, world, listener, processes=number)
+    where = f"{number} on {device}, of the cluster at {conditions.address}"
+    _check_folder(task)
+    plan = plan_rows(task, {}, number) | {"processes": where}
+    listener.plan(plan)
+    if dry_run:
+        return plan
+    if finished(task):
+        return Run.open(task.root / task.name)
+    with Run.create(task.root, task.name, task.kept) as run:
+        across(run, crew, listener, partial(_part, task))
+        return run
+
+
+def _part(task: Task, run: Run, world: World, listener: Listener) -> None:
+    """Train as one of several processes, where that one computes."""
+    carry_out(replace(task, world=world), listener, lent=run)

@@ -97,6 +97,8 @@ class Conditions:
     Attributes:
         device: ``auto``, ``cpu`` or ``cuda``.
         processes: one for each GPU; on the CPU, so many with gloo.
+        address: the Ray cluster whose machines train.
+        cpus: processor cores of each process in that cluster.
         compile: whether `torch.compile` is used.
         channels_last: whether tensors keep their channels last in memory.
         accumulate: parts in which a process takes its share of a batch, one after the other.
@@ -113,6 +115,8 @@ class Conditions:
     checkpointing: bool = False
     workers: int | None = None
     tensorboard: bool = False
+    address: str | None = None
+    cpus: float | None = None
 
     def check(self) -> None:
         """Refuse values outside what is allowed.
@@ -121,6 +125,11 @@ class Conditions:
             InvalidOption: in one line, with the cure.
         """
         among("device", self.device, DEVICES)
+        if self.cpus is not None and self.address is None:
+            raise InvalidOption(
+                f"--cpus-per-process {self.cpus:g} without --address: here the processes share the "
+                "cores; leave it out, or give the --address of a cluster"
+            )
         at_least("accumulate", self.accumulate, 1)
         if self.processes is not None:
             at_least("gpus", self.processes, 1)

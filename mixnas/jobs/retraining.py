@@ -325,7 +325,9 @@ def plan_rows(task: Task, measured: Mapping[str, float], processes: int) -> dict
     return plan | {"disk": f"about {max(1, round(4 * tensors * params / 2**20)):,} MiB"}
 
 
-def carry_out(task: Task, listener: Listener, until: int | None = None) -> Run:
+def carry_out(
+    task: Task, listener: Listener, until: int | None = None, lent: Run | None = None
+) -> Run:
     """Do what the retraining still lacks, or a part of it.
 
     Args:
@@ -333,25 +335,26 @@ def carry_out(task: Task, listener: Listener, until: int | None = None) -> Run:
         listener: is told how it gets on.
         until: the epoch to pause after; the test images are not read then. The same call with a
             later epoch, or none, goes on, and ends as if there had been no pause.
+        lent: the retraining's run, if the process that started this one holds it; else the first
+            of the world's processes does.
 
     Raises:
         WorkerLost: if another of several processes ended.
         MixnasError: for whatever else a user can mend.
     """
     world = task.world
-    _share_cores(world)
+    if lent is None:
+        _share_cores(world)
     if task.conditions.tensorboard:
         check_curves()
-    if _finished(task):
+    if finished(task):
         listener.plan(plan_rows(task, {}, world.size))
         return Run.open(task.root / task.name)
     # What is wrong with network, recipe or memory is found before anything is written.
-    measured = {} if world.size > 1 or task.begun else rehearse(task)
+    alone = world.size == 1 and lent is None
+    measured = rehearse(task) if alone and not task.begun else {}
     trainer = task.trainer()
-    run = Run.create(task.root, task.name, task.kept) if world.main else None
-    world.barrier()
-    run = run or Run.open(task.root / task.name)
-    with run:
+    with lent or _held(task) as run:
         if measured:
             run.write(PLAN, measured)
         elif run.file(PLAN).is_file():
@@ -383,6 +386,13 @@ def _drawn(task: Task, training: LongTraining, run: Run, listener: Listener) -> 
         training.curves.close()
 
 
+def _held(task: Task) -> Run:
+    """Return the retraining's run, made and held by the first of the processes."""
+    run = Run.create(task.root, task.name, task.kept) if task.world.main else None
+    task.world.barrier()
+    return run or Run.open(task.root / task.name)
+
+
 def _share_cores(world: World) -> None:
     """Give each of several processes on the CPU its share of the cores."""
     if world.size > 1 and world.device.type == "cpu":
@@ -390,14 +400,15 @@ def _share_cores(world: World) -> None:
         torch.set_num_threads(max(1, cores() // here))
 
 
-def _finished(task: Task) -> bool:
+def finished(task: Task) -> bool:
     """Say whether all is done; what describes the weights is written again if it was damaged.
 
     Raises:
         RunConflict: if the weights are damaged.
     """
     folder = task.root / task.name
-    if not all((folder / name).is_file() for name in (SETTINGS, SUMMARY, WEIGHTS)):
+    there = all((folder / name).is_file() for name in (SETTINGS, SUMMARY, WEIGHTS))
+    if not task.world.any(task.world.main and there):
         return False
     run = Run.open(folder)
     try:

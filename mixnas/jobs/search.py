@@ -13,12 +13,18 @@ import torch
 
 from mixnas.asktell import check_storage
 from mixnas.cluster import Crew, check_dashboard
-from mixnas.jobs import reuse
+from mixnas.jobs import across, reuse
 from mixnas.jobs.curves import FOLDER, check_curves, drawn, viewing
 from mixnas.jobs.finalists import name_winner
 from mixnas.jobs.problem import PLAN, Plan, Problem, prepare, rehearse, torch_device
-from mixnas.jobs.settings import Listener, Settings, Silent, cores, seconds, written
-from mixnas.jobs.stages import begin_storage, first_round, search_supernet, train_supernet
+from mixnas.jobs.settings import Listener, Settings, Silent, at_least, cores, seconds, written
+from mixnas.jobs.stages import (
+    begin_storage,
+    check_shared,
+    first_round,
+    search_supernet,
+    train_together,
+)
 from mixnas.jobs.status import recorded
 from mixnas.remote import rooted
 from mixnas.run import Run
@@ -45,6 +51,7 @@ def search(
     resolution: int | None = None,
     racing: bool = True,
     supernet_seed: int | None = None,
+    trainers: int | None = None,
     workers: int | None = None,
     cpus_per_worker: float = 1.0,
     gpus_per_worker: float | None = None,
@@ -83,6 +90,9 @@ def search(
         racing: whether an evaluation stops as soon as a rival has certainly beaten it.
         supernet_seed: of splits and training, if it is another than `seed`: searches with several
             seeds then share a supernet.
+        trainers: processes that train the supernet together, a GPU each where it is trained on
+            one: on the cluster of `address`, whose machines must share the folder of runs, or
+            here. By default it is trained in this process.
         workers: processes that evaluate; by default one for each core, or as many as the cluster
             has room for, now and later.
         cpus_per_worker: processor cores of each, or a fraction of one.
@@ -144,13 +154,15 @@ def search(
         trial_timeout,
         dashboard=dashboard,
     )
+    trains = training(settings, trainers, crew)
     listener = listener or Silent()
     problem = replace(prepare(settings, rooted(runs), name, listener), storage=storage)
+    check_shared(problem, trains)
     if not dry_run:
         begin_storage(problem)
     plan = None if problem.begun and not dry_run else _planned(problem, crew, fresh)
     if plan and dry_run:
-        listener.plan(plan.rows(problem))
+        listener.plan(plan.rows(problem) | shared(trains))
         return plan
     with (
         problem.open_run() as run,
@@ -159,7 +171,7 @@ def search(
     ):
         if tensorboard:
             listener.note(viewing(run.file(FOLDER)))
-        return _go_on(problem, run, crew, listener, plan)
+        return _go_on(problem, run, crew, trains, listener, plan)
 
 
 def patient(crew: Crew, plan: Plan) -> Crew:
@@ -197,6 +209,35 @@ def crewed(
     return replace(crew, workers=number, gpus=gpus or 0.0)
 
 
+def training(settings: Settings, number: int | None, crew: Crew) -> Crew | None:
+    """Return who trains the supernet together; None for this process alone.
+
+    Args:
+        settings: on which device it is trained.
+        number: how many processes; None, or one on this machine, for this one.
+        crew: who evaluates, and where.
+
+    Raises:
+        InvalidOption: for numbers that no process can have.
+    """
+    if number is not None:
+        at_least("trainers", number, 1)
+    if number is None or (number == 1 and crew.address is None):
+        return None
+    cuda = settings.device != "cpu" and bool(crew.gpus)
+    cuda = cuda or torch_device(settings.device).type == "cuda"
+    return across.trainers(number, cuda, crew.cpus if crew.address else None, crew.address)
+
+
+def shared(trains: Crew | None) -> dict[str, str]:
+    """Say for a plan who trains the supernet, if it is not this process alone."""
+    if trains is None:
+        return {}
+    where = f" of the cluster at {trains.address}" if trains.address else ""
+    text = f"{trains.workers} processes{where}, {trains.each()} each; times above are of one"
+    return {"trainers": text}
+
+
 def _planned(problem: Problem, crew: Crew, fresh: bool) -> Plan:
     """Plan by a supernet that is there, or else by a few steps of training one."""
     workers = crew.workers or cores()  # of a cluster nothing is known before it is joined
@@ -206,16 +247,23 @@ def _planned(problem: Problem, crew: Crew, fresh: bool) -> Plan:
     return reuse.rehearse(problem, source, workers)
 
 
-def _go_on(problem: Problem, run: Run, crew: Crew, listener: Listener, plan: Plan | None) -> Run:
+def _go_on(
+    problem: Problem,
+    run: Run,
+    crew: Crew,
+    trains: Crew | None,
+    listener: Listener,
+    plan: Plan | None,
+) -> Run:
     """Do what the run still lacks, by the plan that it was begun with."""
     if plan is None:
         plan = Plan.of(run)
     else:
         run.write(PLAN, plan.to_dict())
-    listener.plan(plan.rows(problem))
+    listener.plan(plan.rows(problem) | shared(trains))
     if plan.source is not None and not run.done("training"):
         reuse.supply(problem, plan.source, run, listener)
-    train_supernet(problem, plan, run, listener)
+    train_together(problem, plan, run, trains, listener)
     crew = patient(crew, plan)
     trials = search_supernet(problem, run, crew, listener, first_round(problem))
     name_winner(problem, plan, run, trials, crew, listener)

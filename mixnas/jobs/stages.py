@@ -1,14 +1,13 @@
 """The long stages of a search, each resumable: training the supernet, searching it."""
 
 import io
-import socket
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
+from os import environ
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,9 +24,10 @@ from mixnas.cost.limit import Limit
 from mixnas.errors import InvalidOption
 from mixnas.evaluate import Score, SupernetEvaluator
 from mixnas.jobs import reuse
-from mixnas.jobs.problem import Plan, Problem, reopen
+from mixnas.jobs.across import across
+from mixnas.jobs.problem import LEAST_STEPS, Plan, Problem
 from mixnas.jobs.reuse import CURVE
-from mixnas.jobs.settings import Listener, Silent, cores
+from mixnas.jobs.settings import Listener, cores
 from mixnas.network import Network
 from mixnas.racing import RATE, RacingEvaluator
 from mixnas.run import Run
@@ -46,31 +46,48 @@ MOST_LOADERS = 4
 """Processes that decode image files beside the training, at most."""
 
 
-def train_together(run: Run, crew: Crew, listener: Listener) -> None:
-    """Train a run's supernet by several processes of a cluster, through Ray Train.
+def train_together(
+    problem: Problem, plan: Plan, run: Run, crew: Crew | None, listener: Listener
+) -> None:
+    """Train the supernet here, or by several processes of a cluster; or go on with it.
+
+    Args:
+        problem: what is searched; it travels to the processes.
+        plan: for how many steps.
+        run: keeps the training; held by this process.
+        crew: who trains; None for this process alone.
+        listener: is told how it gets on.
 
     Raises:
-        WorkerLost: if processes are lost more often than they are begun again.
         InvalidOption: if a machine does not see the run's folder.
+        WorkerLost: if processes are lost more often than they are begun again.
         MixnasError: as `train_supernet`.
     """
-    from mixnas.cluster.together import together  # Ray Train takes seconds to import
+    if crew is None:
+        train_supernet(problem, plan, run, listener)
+    elif not run.done("training"):
+        across(run, crew, listener, partial(_train_part, problem, plan))
 
-    if not run.done("training"):
-        together(partial(_train_part, str(run.path.absolute())), crew, listener)
+
+def _train_part(problem: Problem, plan: Plan, run: Run, world: World, listener: Listener) -> None:
+    """Train a supernet as one of several processes, where that one computes."""
+    train_supernet(replace(problem, device=world.device), plan, run, listener, world)
 
 
-def _train_part(folder: str, listener: Listener) -> None:
-    """Train the supernet of a run as one of several processes."""
-    if not Path(folder).is_dir():
+def check_shared(problem: Problem, crew: Crew | None) -> None:
+    """Refuse as many trainers as a step's images cannot be divided among.
+
+    Raises:
+        InvalidOption: says which numbers are allowed.
+    """
+    batch = problem.recipe(LEAST_STEPS).batch
+    number = 1 if crew is None else crew.workers or 1
+    if batch % number:
         raise InvalidOption(
-            f"run folder {folder}: not seen from the machine {socket.gethostname()}, which shall "
-            "train; give --runs a folder that all machines share, or train on one: --trainers 1"
+            f"--trainers {number}: the {batch} images of a step do not divide into {number} equal "
+            f"parts; give a --batch that is a multiple of {number} (there are "
+            f"{problem.data.sizes['train']:,} images to train on), or other --trainers"
         )
-    run = Run.open(folder)
-    problem = reopen(run, Silent())
-    world = World.join(problem.device.type)
-    train_supernet(problem, Plan.of(run), run, listener, world)
 
 
 def train_supernet(
@@ -91,11 +108,11 @@ def train_supernet(
         TrainingDiverged: if its loss became and stayed non-finite or exploded.
         StorageFull: if a checkpoint cannot be written.
     """
-    if run.done("training"):
-        return
     world = world or World.alone(problem.device)
+    if world.any(world.main and run.done("training")):
+        return
     began = time.perf_counter()
-    state = _kept(run, problem.device)
+    state = _kept(run, world)
     recipe = problem.recipe(plan.steps) if state is None else _begun_by(state, problem, plan, run)
     trainer = problem.trainer(recipe, world)
     keeper = _Keeper(trainer, run, state)
@@ -106,7 +123,7 @@ def train_supernet(
         batch=trainer.recipe.batch,
         seed=problem.settings.training_seed,
         start=trainer.step,
-        workers=min(MOST_LOADERS, cores()),
+        workers=_loaders(world),
         shard=world.shard,
     )
     per_epoch = plan.steps / plan.epochs
@@ -129,17 +146,25 @@ def train_supernet(
     reuse.keep(
         problem, run, recipe=trainer.recipe, epochs=plan.epochs, params=plan.params, data=data
     )
-    run.mark("training", seconds=keeper.seconds(began), drawn=dict(sorted(trainer.tally.items())))
+    facts = {"processes": world.size, "drawn": dict(sorted(trainer.tally.items()))}
+    run.mark("training", seconds=keeper.seconds(began), **facts)
     run.file(STATE).unlink(missing_ok=True)
     listener.end()
 
 
-def _kept(run: Run, device: torch.device) -> State | None:
+def _loaders(world: World) -> int:
+    """Return how many processes decode image files for each that trains."""
+    return min(MOST_LOADERS, max(1, cores() // int(environ.get("LOCAL_WORLD_SIZE", world.size))))
+
+
+def _kept(run: Run, world: World) -> State | None:
     """Read the state that a run keeps of a training begun; None if it keeps none."""
-    if not run.file(STATE).exists():
-        return None
+    path = run.file(STATE)
     try:
-        return dict(torch.load(run.file(STATE), map_location=device, weights_only=True))
+        kept = world.told(path.read_bytes() if world.main and path.exists() else None)
+        if kept is None:
+            return None
+        return dict(torch.load(io.BytesIO(kept), map_location=world.device, weights_only=True))
     except UNREADABLE:
         raise run.broken(STATE) from None
 

@@ -24,9 +24,16 @@ from mixnas.jobs.curves import check_curves, drawn, viewing
 from mixnas.jobs.finalists import name_winner
 from mixnas.jobs.problem import PLAN, Plan, Problem, Stock, prepare, rehearse
 from mixnas.jobs.runs import finished
-from mixnas.jobs.search import crewed, patient
+from mixnas.jobs.search import crewed, patient, shared, training
 from mixnas.jobs.settings import Listener, Settings, Silent, cores, duration
-from mixnas.jobs.stages import evaluating, first_round, search_of, supernet, train_supernet
+from mixnas.jobs.stages import (
+    check_shared,
+    evaluating,
+    first_round,
+    search_of,
+    supernet,
+    train_together,
+)
 from mixnas.jobs.status import recorded
 from mixnas.jobs.sweep_retrain import MEASURED, Expected, expected, plan_row, retrain_winners
 from mixnas.jobs.sweep_settings import SUPERNET, SweepSettings, crossed, named
@@ -59,6 +66,7 @@ def sweep(
     on: Iterable[str] = (),
     retrain: int | None = None,
     scheduler: str | None = None,
+    trainers: int | None = None,
     workers: int | None = None,
     cpus_per_worker: float = 1.0,
     gpus_per_worker: float | None = None,
@@ -86,7 +94,8 @@ def sweep(
             none by default.
         scheduler: ``asha`` stops retrainings early that others of the same budget beat (see
             `mixnas.jobs.halving`), ``none`` stops none; ``asha`` by default.
-        workers: as in `mixnas.search`, with the four that follow.
+        trainers: as in `mixnas.search`, with the five that follow.
+        workers: processes that evaluate.
         cpus_per_worker: processor cores of each worker.
         gpus_per_worker: GPUs of each worker.
         address: a Ray cluster to search on.
@@ -126,16 +135,17 @@ def sweep(
         trial_timeout,
         dashboard=dashboard,
     )
+    trains = training(asked.common, trainers, crew)
     listener = listener or Silent()
     name, runs = name or asked.name(), rooted(runs)
     fetch(runs / name)
     agree(runs, name, asked.to_dict())
     folder = runs / name
-    groups = _groups(asked, folder, listener)
+    groups = _groups(asked, folder, trains, listener)
     plans = [_plan(group, crew) for group in groups]
     trunks = [group.trunk for group in groups]
     measured = None if asked.retrain is None else expected(asked, trunks, folder)
-    rows = _rows(folder, groups, plans, crew, asked, measured)
+    rows = _rows(folder, groups, plans, crew, asked, measured) | shared(trains)
     listener.plan(rows)
     if dry_run:
         return rows
@@ -146,7 +156,7 @@ def sweep(
         for group, plan in zip(groups, plans, strict=True):
             trunk = group.trunk.runs / group.trunk.name
             with drawn(listener, trunk, wanted=tensorboard) as told:
-                failed |= _do(group, plan, run, crew, told)
+                failed |= _do(group, plan, crew, trains, told)
         names = [member.name for group in groups for member in group.members]
         if measured is not None:
             run.write(MEASURED, measured.to_dict())
@@ -163,7 +173,9 @@ def sweep(
         return run
 
 
-def _groups(asked: SweepSettings, folder: Path, listener: Listener) -> list[Group]:
+def _groups(
+    asked: SweepSettings, folder: Path, trains: Crew | None, listener: Listener
+) -> list[Group]:
     """Set up every search, and what the supernet of each space is trained for."""
     stock, groups = Stock(), []
     for space in asked.spaces:
@@ -176,6 +188,7 @@ def _groups(asked: SweepSettings, folder: Path, listener: Listener) -> list[Grou
         trunk = replace(members[0].settings, budget=tuple(map(str, limits)), seed=asked.seeds[0])
         trunk_name = f"{SUPERNET}-{members[0].full.name}"
         groups.append(Group(prepare(trunk, folder, trunk_name, listener, stock, SUPERNET), members))
+        check_shared(groups[-1].trunk, trains)
     return groups
 
 
@@ -256,13 +269,15 @@ def finished_in(member: Problem) -> bool:
     return folder.is_dir() and finished(Run.open(folder))
 
 
-def _do(group: Group, plan: Plan, sweep_run: Run, crew: Crew, listener: Listener) -> dict[str, str]:
+def _do(
+    group: Group, plan: Plan, crew: Crew, trains: Crew | None, listener: Listener
+) -> dict[str, str]:
     """Do what a group still lacks; return the searches that could not be finished, and why."""
     with ExitStack() as stack:
         trunk = stack.enter_context(group.trunk.open_run())
         if not trunk.file(PLAN).exists():
             trunk.write(PLAN, plan.to_dict())
-        train_supernet(group.trunk, plan, trunk, listener)
+        train_together(group.trunk, plan, trunk, trains, listener)
         lacking = [member for member in group.members if not finished_in(member)]
         opened = [(member, stack.enter_context(member.open_run())) for member in lacking]
         for member, run in opened:

@@ -67,13 +67,11 @@ class World:
         if place is None:
             return cls.alone(device_type)
         device = torch.device(device_type)
-        if dist.is_available() and dist.is_initialized():  # Ray Train has joined them already
-            if device.type == "cuda":
-                device = torch.device("cuda", _gpu(place.local))
-            return cls(dist.get_rank(), dist.get_world_size(), device)
         if device.type == "cuda":
             device = torch.device("cuda", _gpu(place.local))
             torch.cuda.set_device(device)
+        if dist.is_available() and dist.is_initialized():  # Ray Train has joined them already
+            return cls(dist.get_rank(), dist.get_world_size(), device)
         world = cls(place.rank, place.size, device)
         with world.watched():
             dist.init_process_group(
@@ -116,6 +114,28 @@ class World:
     def any(self, value: bool) -> bool:
         """Tell whether something holds in one process at least; all get the same answer."""
         return self.mean(float(value)) > 0
+
+    def told(self, data: bytes | None) -> bytes | None:
+        """Return in every process what the main one says: bytes, or nothing.
+
+        Of a file that the main process has just written, another machine may still see the one
+        before: file systems over a network answer from what they remember.
+
+        Args:
+            data: what the main process says; that of another is not heard.
+        """
+        if self.size == 1:
+            return data
+        said = torch.tensor([-1 if data is None else len(data)], device=self.device)
+        with self.watched():
+            dist.broadcast(said, src=0)
+            if (length := int(said)) <= 0:
+                return None if length < 0 else b""
+            held = torch.empty(length, dtype=torch.uint8, device=self.device)
+            if self.main and data is not None:
+                held.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+            dist.broadcast(held, src=0)
+        return held.cpu().numpy().tobytes()
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replace floating-point tensors by their means over the processes, in place."""
