@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import ray
 import torch
-from ray import cloudpickle, train
+from ray import ObjectRef, cloudpickle, train
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -91,11 +91,12 @@ def together(
         KeyboardInterrupt: if this process was interrupted; the first one keeps its state before.
     """
     failures = AGAIN if failures is None else failures
-    with connected(crew, note=listener.note) as folder:
+    carried = cloudpickle.dumps(function)
+    with connected(crew, carried=len(carried), note=listener.note) as folder:
         os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         post: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Post).remote()
-        fit = _Fit(_trainer(function, crew, post, folder, failures))
+        fit = _Fit(_trainer(ray.put(carried), crew, post, folder, failures))
         try:
             with _Poll(post, listener):
                 fit.wait(post)
@@ -108,12 +109,12 @@ def together(
 
 
 def _trainer(
-    function: Callable[[Told], None], crew: Crew, post: Any, folder: Path, failures: int
+    function: ObjectRef, crew: Crew, post: Any, folder: Path, failures: int
 ) -> TorchTrainer:
     """Set up Ray Train's own trainer."""
     takes = {"CPU": crew.cpus, **({"GPU": crew.gpus} if crew.gpus else {})}
     config = {
-        "function": cloudpickle.dumps(function),
+        "function": function,
         "post": post,
         "folder": os.getcwd(),
         "threads": crew.threads,
@@ -320,7 +321,7 @@ def _train(config: dict[str, Any]) -> None:
         os.chdir(config["folder"])
     torch.set_num_threads(config["threads"])
     # From our own driver through Ray's store; never from a file.
-    function = cloudpickle.loads(config["function"])
+    function = cloudpickle.loads(ray.get(config["function"]))
     try:
         function(_Teller(post) if first else _Mute())
     except KeyboardInterrupt:
