@@ -136,3 +136,16 @@ def test_retraining_is_kept_where_it_is_asked_for_and_only_there(tmp_path):
     assert (again.retrain, again.scheduling) == (30, "asha")
     plain = SweepSettings((("1GFLOPs",),), retrain=30, scheduler="none")
     assert SweepSettings.of(plain.to_dict()) == plain
+
+
+def test_a_population_is_a_searchs_own_and_runs_of_old_have_none():
+    plain = Settings(("1GFLOPs",))
+    assert "population" not in plain.to_dict()
+    assert Settings.from_dict(plain.to_dict()) == plain
+    large = Settings(("1GFLOPs",), population=64)
+    assert Settings.from_dict(large.to_dict()) == large
+    for wrong in (1, 0, 20_000):
+        with pytest.raises(InvalidOption, match="population"):
+            Settings(("1GFLOPs",), population=wrong).check()
+    sweep = SweepSettings((("1GFLOPs",),), common=Settings((), population=64))
+    assert [each.population for each in sweep.searches()] == [64]

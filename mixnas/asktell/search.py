@@ -30,6 +30,8 @@ from mixnas.run import differences
 from mixnas.space import SearchSpace
 
 FORMAT = 1
+POPULATION = 20
+"""Architectures of a generation, by default."""
 STEM_DRAWS = 4
 MUTANTS = 60
 
@@ -74,7 +76,7 @@ class Search:
         sampler: str = "surrogate",
         seed: int = 0,
         trials: int,
-        population: int = 20,
+        population: int = POPULATION,
         racing: float | None = None,
         log: str | Path,
     ) -> None:

@@ -104,6 +104,16 @@ Workers = Annotated[
         rich_help_panel=CLUSTER,
     ),
 ]
+Population = Annotated[
+    str | None,
+    typer.Option(
+        "--population",
+        metavar="N",
+        help="Architectures of a generation, of which so many can be evaluated at once: give at "
+        "least as many as workers. Another number finds others. Default: 20.",
+        rich_help_panel=SEARCH,
+    ),
+]
 Address = Annotated[
     str | None,
     typer.Option(

@@ -21,6 +21,7 @@ from mixnas.cli.options import (
     Image,
     Json,
     Mixers,
+    Population,
     Quiet,
     Space,
     Storage,
@@ -114,6 +115,7 @@ def search(
             rich_help_panel=SEARCH,
         ),
     ] = True,
+    population: Population = None,
     trainers: Trainers = None,
     workers: Workers = None,
     address: Address = None,
@@ -189,6 +191,7 @@ def search(
         resolution=maybe("--resolution", resolution),
         racing=racing,
         supernet_seed=maybe("--supernet-seed", supernet_seed),
+        population=maybe("--population", population),
     )
     settings.check()
     crew = maybe("--workers", workers)

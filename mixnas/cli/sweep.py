@@ -21,6 +21,7 @@ from mixnas.cli.options import (
     Image,
     Json,
     Mixers,
+    Population,
     Quiet,
     TensorBoard,
     Trainers,
@@ -156,6 +157,7 @@ def sweep(
             rich_help_panel=AFTER,
         ),
     ] = None,
+    population: Population = None,
     trainers: Trainers = None,
     workers: Workers = None,
     address: Address = None,
@@ -220,6 +222,7 @@ def sweep(
         "batch": maybe("--batch", batch),
         "resolution": maybe("--resolution", resolution),
         "racing": racing,
+        "population": maybe("--population", population),
     }
     common = {key: value for key, value in given.items() if value is not None}
     known = _begun(file, runs)

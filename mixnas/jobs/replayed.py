@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mixnas.asktell import Search, Trial, read_trials
+from mixnas.asktell import POPULATION, Search, Trial, read_trials
 from mixnas.asktell.log import parse
 from mixnas.cost.feasible import Feasible
 from mixnas.cost.limit import MEASURED, Limit, parse_all
@@ -291,6 +291,7 @@ def _ask(found: Replayed, turn: Turn, counted: Counted, listener: Listener) -> t
             limits=turn.limits,
             sampler=settings.sampler,
             seed=settings.seed + turn.number,
+            population=settings.population or POPULATION,
             trials=further_trials(settings.trials) if turn.number else settings.trials,
             racing=RATE if settings.racing else None,
             log=Path(folder) / "log.jsonl",

@@ -51,6 +51,7 @@ def search(
     resolution: int | None = None,
     racing: bool = True,
     supernet_seed: int | None = None,
+    population: int | None = None,
     trainers: int | None = None,
     workers: int | None = None,
     cpus_per_worker: float = 1.0,
@@ -90,6 +91,8 @@ def search(
         racing: whether an evaluation stops as soon as a rival has certainly beaten it.
         supernet_seed: of splits and training, if it is another than `seed`: searches with several
             seeds then share a supernet.
+        population: architectures of a generation, by default 20; so many can be evaluated at once,
+            so give at least as many as workers. Another number finds others.
         trainers: processes that train the supernet together, a GPU each where it is trained on
             one: on the cluster of `address`, whose machines must share the folder of runs, or
             here. By default it is trained in this process.
@@ -139,6 +142,7 @@ def search(
         resolution=resolution,
         racing=racing,
         supernet_seed=supernet_seed,
+        population=population,
     )
     settings.check()
     if storage is not None:

@@ -10,6 +10,9 @@ from mixnas.errors import InvalidBudget, InvalidOption, did_you_mean
 
 SAMPLERS = ("surrogate", "nsga2", "tpe", "gp", "random", "evolution")
 DEVICES = ("auto", "cpu", "cuda")
+LATER = ("supernet_seed", "population")
+"""Settings that runs of old lack."""
+MOST_POPULATION = 10_000
 MOST_SEED = 2**62
 MOST_SECONDS = 366 * 24 * 3600.0
 LEAST_PIXELS = 16
@@ -78,6 +81,8 @@ class Settings:
         racing: whether an evaluation stops as soon as a rival has certainly beaten it.
         supernet_seed: of splits and training, if it is another than the search's: then searches
             with several seeds share a supernet.
+        population: architectures of a generation, of which so many can be evaluated at once; by
+            default `mixnas.asktell.POPULATION`.
     """
 
     budget: tuple[str, ...]
@@ -96,6 +101,7 @@ class Settings:
     resolution: int | None = None
     racing: bool = True
     supernet_seed: int | None = None
+    population: int | None = None
 
     @property
     def training_seed(self) -> int:
@@ -114,6 +120,8 @@ class Settings:
         within("seed", self.seed, 0, MOST_SEED)
         if self.supernet_seed is not None:
             within("supernet_seed", self.supernet_seed, 0, MOST_SEED)
+        if self.population is not None:
+            within("population", self.population, 2, MOST_POPULATION)
         at_least("batch", self.batch, 2)
         for name, least in (("epochs", 1), ("classes", 2)):
             value = getattr(self, name)
@@ -129,10 +137,10 @@ class Settings:
                 raise InvalidOption("time and epochs given together; --time chooses the epochs")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data, equal to what it was before there were races and supernets' seeds."""
+        """Return plain data, equal to what it was before there were races and `LATER`."""
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         untold = [] if self.racing else ["racing"]
-        untold += ["supernet_seed"] if self.supernet_seed is None else []
+        untold += [name for name in LATER if plain[name] is None]
         return {key: value for key, value in plain.items() if key not in untold}
 
     @classmethod
@@ -142,7 +150,7 @@ class Settings:
         Raises:
             KeyError: if something is lacking.
         """
-        known = {"racing": False, "supernet_seed": None, **data}
+        known = {"racing": False, **dict.fromkeys(LATER), **data}
         found = {field.name: known[field.name] for field in fields(cls)}
         return cls(**found | {name: tuple(found[name]) for name in ("budget", "mixers")})
 

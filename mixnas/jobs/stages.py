@@ -17,7 +17,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from mixnas import cluster
-from mixnas.asktell import Mirror, Search, Trial, begin_study, identity
+from mixnas.asktell import POPULATION, Mirror, Search, Trial, begin_study, identity
 from mixnas.cluster import Crew
 from mixnas.cost.feasible import Feasible
 from mixnas.cost.limit import Limit
@@ -290,6 +290,11 @@ def search_supernet(
         if not run.done(one.stage):
             began = time.perf_counter()
             listener.stage("search", one.trials, search.complete)
+            if (crew.workers or 0) > search.population:
+                listener.note(
+                    f"{crew.workers} workers, but generations of {search.population}: the others "
+                    "wait; --population begins another search, with larger ones"
+                )
             evaluator = problem.evaluator(supernet(problem, run))
             again = cluster.evaluate(
                 search,
@@ -352,6 +357,7 @@ def search_of(problem: Problem, run: Run, one: Round) -> Search:
         limits=one.limits,
         sampler=problem.settings.sampler,
         seed=problem.settings.seed + one.number,
+        population=problem.settings.population or POPULATION,
         trials=one.trials,
         racing=RATE if problem.settings.racing else None,
         log=run.file(one.log),
