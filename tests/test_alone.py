@@ -350,6 +350,7 @@ def test_bf16_is_near_and_says_so_of_a_gpu_without():
     assert losses[0] != losses[1]
 
 
+@pytest.mark.drill
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_compiled_network_learns_the_same_under_the_same_names(micro):

@@ -593,6 +593,7 @@ def process(folder: Path, *words: str) -> subprocess.CompletedProcess:
 SMALL = ["sample", "--epochs", "1", "--workers", "2"]
 
 
+@pytest.mark.drill
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(500)

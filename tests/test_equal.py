@@ -149,6 +149,7 @@ def test_a_dry_run_counts_the_control_before_it_is_chosen(run, seeds):
     assert f"{with_it.first} random networks are trained first" in with_it.rows()["equal"]
 
 
+@pytest.mark.drill
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_comparison_with_the_control_goes_on_where_it_was(run, problem, monkeypatch):

@@ -22,7 +22,7 @@ import pytest
 
 from mixnas.asktell import read_trials
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.drill, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
 HEALTH = {  # a machine that is silent for three seconds is lost: by default it takes a minute
     "RAY_health_check_period_ms": "1000",

@@ -225,6 +225,7 @@ def command(*words):
     return [sys.executable, "-c", "from mixnas.cli import main; main()", *words]
 
 
+@pytest.mark.drill
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(300)

@@ -17,6 +17,7 @@ from searched_run import problem, searched, trained
 import mixnas
 from mixnas.arch import Architecture
 from mixnas.asktell import read_trials
+from mixnas.cluster import Crew
 from mixnas.cost.feasible import Feasible
 from mixnas.cost.limit import Limit, parse_all
 from mixnas.errors import BudgetUnreachable, InvalidBudget, InvalidOption, RunConflict
@@ -114,7 +115,7 @@ def root(kept, tmp_path):
 
 def test_a_tighter_search_takes_the_supernet_over(root):
     of = problem(root, "100KFLOPs", "20Kparams")
-    plan = _planned(of, 1, fresh=False)
+    plan = _planned(of, Crew(1), fresh=False)
     assert plan.source == "source"
     assert plan.steps == of.steps()
     assert plan.training_seconds == 0
@@ -210,7 +211,7 @@ def test_what_is_damaged_or_unfinished_serves_nobody(root):
 
 
 def test_fresh_trains_anyway(root):
-    plan = _planned(problem(root, "100KFLOPs"), 1, fresh=True)
+    plan = _planned(problem(root, "100KFLOPs"), Crew(1), fresh=True)
     assert plan.source is None
     assert plan.training_seconds > 0
 

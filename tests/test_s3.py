@@ -119,8 +119,3 @@ def test_a_search_killed_goes_on_from_there_on_an_empty_disk(bucket, tmp_path):
     found, said = shown.communicate(timeout=60)
     assert shown.returncode == 0, said
     assert json.loads(found)["trials"]["complete"] == 16
-    whole = begin(tmp_path / "whole", *SEARCH, "--runs", str(tmp_path / "runs"), "--name", "one")
-    _, said = whole.communicate(timeout=300)
-    assert whole.returncode == 0, said
-    same = (tmp_path / "runs" / "one" / "trials.csv").read_bytes()
-    assert files.cat_file(f"{name}/runs/one/trials.csv") == same

@@ -46,7 +46,7 @@ def test_two_processes_train_and_tell_it_once(undisturbed):
     assert not run.file(sharing.MARK).exists()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.drill)])
 def test_a_process_that_is_killed_changes_no_weight(tmp_path, undisturbed, rank):
     heard = Heard()
     assert trained(tmp_path, f"kill {rank}", Crew(2), heard) == undisturbed[0]
@@ -59,6 +59,7 @@ def test_a_process_that_is_killed_changes_no_weight(tmp_path, undisturbed, rank)
     ]
 
 
+@pytest.mark.drill
 def test_too_many_losses_are_one_line_and_the_checkpoint_stays(tmp_path, undisturbed):
     heard = Heard()
     with pytest.raises(WorkerLost) as lost:
@@ -69,6 +70,7 @@ def test_too_many_losses_are_one_line_and_the_checkpoint_stays(tmp_path, undistu
     assert trained(tmp_path, "plain", Crew(2)) == undisturbed[0]
 
 
+@pytest.mark.drill
 def test_a_retraining_whose_first_process_is_killed_changes_no_weight(tmp_path):
     undisturbed = retrained(tmp_path / "undisturbed", "plain", Crew(2), Heard())
     heard = Heard()
@@ -84,12 +86,14 @@ def test_a_mistake_arrives_once_as_itself(tmp_path):
     assert len(heard.of("stage")) == 1
 
 
+@pytest.mark.drill
 def test_what_a_programmer_did_wrong_is_told_with_the_machine(tmp_path):
     with pytest.raises(WorkerLost, match="ZeroDivisionError: of a programmer") as lost:
         trained(tmp_path, "bug", Crew(2), failures=0)
     assert "lost once (machine " in str(lost.value)
 
 
+@pytest.mark.drill
 def test_an_interrupt_keeps_the_state_first(tmp_path, undisturbed, monkeypatch):
     class Impatient(Heard):
         def advance(self, by, **figures):
@@ -178,6 +182,7 @@ def joined(folder, what):
         pytest.fail((folder / "stderr").read_text()[-2000:])
 
 
+@pytest.mark.drill
 def test_a_machine_that_is_lost_changes_no_weight(tmp_path, undisturbed):
     found = joined(tmp_path, "node")
     assert found["error"] == ""
