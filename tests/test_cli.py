@@ -344,6 +344,7 @@ def test_an_unfinished_run_says_where_it_is_and_how_to_go_on(cli, tmp_path):
         SETTINGS,
         Settings(budget=("1.2-1.5GFLOPs",)),
         replace(SETTINGS, mixers=("aff", "hilo"), time="1h30m", device="cpu", resolution=48),
+        replace(SETTINGS, population=64, supernet_seed=3),
         replace(SETTINGS, data="my photos/it's $HOME", epochs=3, image=96, classes=7, batch=32),
     ],
 )
