@@ -158,12 +158,15 @@ class Mirror:
         path: its folder here.
         known: the file here that tells which version of it was last seen.
         address: of its copy.
+        owner: who takes the lease: this object.
+        host: this machine.
     """
 
     path: Path
     known: Path
     address: str
     owner: str = field(default_factory=lambda: secrets.token_hex(8))
+    host: str = field(default_factory=lambda: socket.gethostname())
     _sent: dict[str, tuple[int, int, str]] = field(default_factory=dict)
     _version: int = 0
     _files: Any = None
@@ -301,7 +304,7 @@ class Mirror:
         self._files.pipe_file(f"{self._where}/{HEAD}", data)
 
     def _lease(self) -> None:
-        who = {"owner": self.owner, "host": socket.gethostname(), "process": os.getpid()}
+        who = {"owner": self.owner, "host": self.host, "process": os.getpid()}
         self._put({"version": self._version, "lease": {**who, "at": time.time()}})
 
     def _refuse(self, head: Mapping[str, Any] | None) -> None:
@@ -310,7 +313,7 @@ class Mirror:
         if not lease or lease.get("owner") == self.owner:
             return
         silent = time.time() - float(lease.get("at", 0))
-        same = lease.get("host") == socket.gethostname()
+        same = lease.get("host") == self.host
         if silent < LAPSE and not (same and not _lives(int(lease.get("process", 0)))):
             raise RunConflict(
                 f"run {_shown(self.address)} is in use by process {lease.get('process')} on "
