@@ -173,6 +173,7 @@ def test_a_killed_driver_of_a_joined_cluster_is_repeated_and_loses_nothing(tmp_p
     assert sorted(tells) == list(range(len(trials)))
 
 
+@pytest.mark.drill
 def test_a_lost_connection_of_rays_client_is_one_line_and_the_search_goes_on(tmp_path, monkeypatch):
     pytest.importorskip("grpc")
     monkeypatch.setenv("RAY_CLIENT_RECONNECT_GRACE_PERIOD", "2")  # seconds; by default thirty
@@ -196,6 +197,7 @@ def test_a_lost_connection_of_rays_client_is_one_line_and_the_search_goes_on(tmp
     assert read_trials(log) == finish(Toy().search(tmp_path / "alone", trials=40)).trials
 
 
+@pytest.mark.drill
 def test_a_full_object_store_is_one_line_and_the_same_search_goes_on(tmp_path, small_disk):
     log = tmp_path / "log"
     with served(tmp_path, small_disk) as address:
@@ -220,6 +222,7 @@ def command(disk, *, workers=1):
     return subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.drill
 def test_a_disk_that_fills_and_a_second_driver_and_a_torn_line(small_disk):
     """The driver is held still meanwhile; a log takes a page's rest before its disk is full."""
     log = small_disk / "run" / "log.jsonl"

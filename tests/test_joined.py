@@ -64,6 +64,7 @@ def test_all_nodes_work_and_one_that_dies_takes_no_trial_with_it(tmp_path):
     assert not found["connected"]
 
 
+@pytest.mark.drill
 def test_from_elsewhere_through_rays_client_it_is_the_same(tmp_path):
     pytest.importorskip("grpc")
     found = joined(tmp_path, "client")

@@ -77,6 +77,7 @@ exit 0
 """
 
 
+@pytest.mark.drill
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(300)

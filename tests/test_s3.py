@@ -97,6 +97,7 @@ def told(files, path):
     return [line["tell"] for line in lines if "tell" in line]
 
 
+@pytest.mark.drill
 @pytest.mark.ray
 @pytest.mark.timeout(400)
 def test_a_search_killed_goes_on_from_there_on_an_empty_disk(bucket, tmp_path):

@@ -17,7 +17,7 @@ from mixnas.jobs.halving import Figure, race
 from mixnas.jobs.retrain import retrain
 from mixnas.run import Run
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.drill, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
 WORDS = [
     "sweep", "--budget", "7MFLOPs", "--seed", "0,1", "--space", "micro", "--epochs", "1",

@@ -79,6 +79,7 @@ def test_a_retraining_whose_first_process_is_killed_changes_no_weight(tmp_path):
     assert heard.of("stage")[1][2] >= 11
 
 
+@pytest.mark.drill
 def test_a_mistake_arrives_once_as_itself(tmp_path):
     heard = Heard()
     with pytest.raises(DataError, match=r"^photos/cat\.png: cannot be decoded$"):
@@ -198,6 +199,7 @@ def test_a_machine_that_is_lost_changes_no_weight(tmp_path, undisturbed):
     assert found["lock"]
 
 
+@pytest.mark.drill
 def test_a_machine_that_does_not_see_the_folder_is_named(tmp_path):
     found = joined(tmp_path, "unseen")
     assert "which shall train, does not see it" in found["error"]

@@ -67,6 +67,7 @@ SEARCH = (
 )  # fmt: skip
 
 
+@pytest.mark.drill
 def test_a_search_whose_supernet_two_processes_train(tmp_path):
     code, err = mixnas(tmp_path, "search", *SEARCH, "--trainers", 2, "--name", "two")
     assert code == 0, err
@@ -79,6 +80,7 @@ def test_a_search_whose_supernet_two_processes_train(tmp_path):
     assert code == 0, err
 
 
+@pytest.mark.drill
 def test_a_sweep_whose_supernet_two_processes_train(tmp_path):
     words = [word for word in SEARCH if word not in ("--budget", "8MFLOPs")]
     code, err = mixnas(
@@ -89,6 +91,7 @@ def test_a_sweep_whose_supernet_two_processes_train(tmp_path):
     assert trunk.stages["training"]["processes"] == 2
 
 
+@pytest.mark.drill
 def test_a_retraining_on_a_cluster_is_that_of_as_many_processes_here(tmp_path):
     arch = tmp_path / "arch.json"
     arch.write_text(SearchSpace.load("micro").sample(random.Random(0)).to_json())
