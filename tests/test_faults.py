@@ -198,6 +198,27 @@ def test_a_lost_connection_of_rays_client_is_one_line_and_the_search_goes_on(tmp
 
 
 @pytest.mark.drill
+def test_a_lost_head_is_one_line_and_the_search_goes_on(tmp_path):
+    log = tmp_path / "log"
+    with served(tmp_path) as address, driver(address, log, 0.5) as first:
+        await_tells(log, 4, first)
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if "gcs_server" in process.name():
+                    process.kill()
+        _, said = first.communicate()
+        assert first.returncode == 2, said
+        assert said.startswith(f"mixnas: the Ray cluster at {address} was lost: its head")
+        assert said.count("\n") == 1
+    kept = read_trials(log)
+    assert sum(trial.state == "complete" for trial in kept) >= 4
+    with served(tmp_path) as address, driver(address, log, 0) as again:
+        _, said = again.communicate()
+        assert again.returncode == 0, said
+    assert read_trials(log) == finish(Toy().search(tmp_path / "alone", trials=40)).trials
+
+
+@pytest.mark.drill
 def test_a_full_object_store_is_one_line_and_the_same_search_goes_on(tmp_path, small_disk):
     log = tmp_path / "log"
     with served(tmp_path, small_disk) as address:

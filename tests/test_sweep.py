@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import optuna
 import pandas
 import psutil
 import pytest
@@ -21,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 BUDGETS, SEEDS = ("6MFLOPs", "7MFLOPs", "8MFLOPs"), (0, 1)
 WORDS = [
     "sweep", "--budget", ",".join(BUDGETS), "--seed", "0,1", "--space", "micro", "--epochs", "2",
-    "--trials", "12", "--workers", "2", "--name", "study",
+    "--trials", "12", "--workers", "2", "--storage", "sqlite:///shown.db", "--name", "study",
 ]  # fmt: skip
 
 
@@ -101,6 +102,18 @@ def test_one_supernet_one_table_and_every_trial_once(study):
         archs = [json.dumps(line["arch"]) for line in told if "ask" in line]
         assert len(set(archs)) == 12
     assert "6 of 6 searches done" in finished.stdout
+
+
+def test_the_storage_shows_each_search_in_a_study_of_its_own(study):
+    folder, sweep, _, _ = study
+    address = f"sqlite:///{folder / 'shown.db'}"
+    names = [f"study/micro-{budget}-seed{seed}" for budget in BUDGETS for seed in SEEDS]
+    assert sorted(optuna.get_all_study_names(address)) == sorted(names)
+    for name in names:
+        shown = optuna.load_study(study_name=name, storage=address).trials
+        assert [trial.user_attrs["trial"] for trial in shown] == list(range(12))
+        assert {trial.state.name for trial in shown} <= {"COMPLETE", "PRUNED"}
+    assert "shown.db" not in (sweep / "run.json").read_text()
 
 
 def test_the_front_is_over_all_and_the_page_is_whole(study):
@@ -195,6 +208,8 @@ def test_a_dry_run_and_the_python_twin(tmp_path, cli):
         (["nothing.toml"], "sweep nothing.toml: neither a sweep's name nor a file"),
         (["nothing.toml", "--seed", "1"], "told by a file or by options"),
         (["--status"], "which sweep in"),
+        (["--budget", "8MFLOPs", "--storage", "study.db"], "write sqlite:///study.db"),
+        (["--budget", "8MFLOPs,8000KFLOPs"], "given twice"),
         (["--budget", "8MFLOPs", "--retrain", "0"], "retrain 0: a whole number of at least 1"),
         (["--budget", "8MFLOPs", "--retrain", "2", "--scheduler", "foo"], "known: asha, none"),
         (["--budget", "8MFLOPs", "--scheduler", "asha"], "such as --retrain 30, or leave it out"),

@@ -23,6 +23,7 @@ from mixnas.cli.options import (
     Mixers,
     Population,
     Quiet,
+    Storage,
     TensorBoard,
     Trainers,
     TrialTimeout,
@@ -174,6 +175,7 @@ def sweep(
         ),
     ] = None,
     runs: Folder = "runs",
+    storage: Storage = None,
     status: Annotated[
         bool,
         typer.Option(
@@ -247,6 +249,7 @@ def sweep(
             tensorboard=tensorboard,
             name=name,
             runs=runs,
+            storage=storage,
             dry_run=dry_run,
             listener=listener,
         )

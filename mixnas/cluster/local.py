@@ -24,6 +24,7 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 from ray.util.client import ray as client
 
 from mixnas.cluster.crew import Crew, Node, Note
+from mixnas.cluster.head import watched
 from mixnas.cluster.roll import roll
 from mixnas.errors import EvaluationFailed, InvalidOption, RunConflict, StorageFull
 from mixnas.storage import Held
@@ -50,7 +51,8 @@ def connected(crew: Crew, *, carried: int = 0, note: Note | None = None) -> Iter
     Raises:
         InvalidOption: if no machine has what one worker takes, or lacks what workers import, or
             this one lacks what Ray's client needs.
-        EvaluationFailed: if Ray can be neither started nor joined.
+        EvaluationFailed: if Ray can be neither started nor joined, or the head of the cluster that
+            was joined is lost.
     """
     if crew.address is None:
         _check_gpus(crew)
@@ -65,6 +67,9 @@ def connected(crew: Crew, *, carried: int = 0, note: Note | None = None) -> Iter
                 note(_dashboard(shown, folder, own=own))
             if crew.address is not None:
                 roll(crew, nodes(), note)
+                if not crew.afar:
+                    head = ray.get_runtime_context().gcs_address
+                    stack.enter_context(watched(crew.address, head))
         yield folder
 
 

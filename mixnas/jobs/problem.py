@@ -73,6 +73,7 @@ class Problem:
         device: where the supernet is trained.
         job: what the run is for, where that is not a search.
         storage: the Optuna storage that shows the trials, if one shall; no part of the run.
+        sweep: the sweep that the search belongs to, if it does.
     """
 
     settings: Settings
@@ -88,6 +89,12 @@ class Problem:
     device: torch.device
     job: str | None = None
     storage: str | None = None
+    sweep: str | None = None
+
+    @property
+    def study(self) -> str:
+        """The name of the study that shows the search in a storage."""
+        return self.name if self.sweep is None else f"{self.sweep}/{self.name}"
 
     @property
     def begun(self) -> bool:

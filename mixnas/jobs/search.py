@@ -145,10 +145,7 @@ def search(
         population=population,
     )
     settings.check()
-    if storage is not None:
-        check_storage(storage)
-    if tensorboard:
-        check_curves()
+    check_views(storage, tensorboard=tensorboard)
     crew = crewed(
         settings,
         workers,
@@ -176,6 +173,18 @@ def search(
         if tensorboard:
             listener.note(viewing(run.file(FOLDER)))
         return _go_on(problem, run, crew, trains, listener, plan)
+
+
+def check_views(storage: str | None, *, tensorboard: bool) -> None:
+    """Refuse, before anything long, views of a search that cannot be had.
+
+    Raises:
+        InvalidOption: if the storage's address is none, or TensorBoard's writer is not installed.
+    """
+    if storage is not None:
+        check_storage(storage)
+    if tensorboard:
+        check_curves()
 
 
 def patient(crew: Crew, plan: Plan) -> Crew:

@@ -286,7 +286,7 @@ def search_supernet(
     search = search_of(problem, run, one)
     with ExitStack() as stack:
         stack.callback(search.close)
-        _shown(search, problem, one, listener, stack)
+        mirror(search, problem, one, listener, stack)
         if not run.done(one.stage):
             began = time.perf_counter()
             listener.stage("search", one.trials, search.complete)
@@ -318,30 +318,30 @@ def begin_storage(problem: Problem) -> None:
         InvalidOption: if the storage cannot be used, or has another search's study of that name.
     """
     if problem.storage is not None:
-        begin_study(problem.storage, problem.name, _identity(problem, 0))
+        begin_study(problem.storage, problem.study, _identity(problem, 0))
 
 
 def _identity(problem: Problem, number: int) -> str:
     """Return what tells a round of a search from any other."""
-    return identity(problem.settings.to_dict() | {"run": problem.name}, number)
+    return identity(problem.settings.to_dict() | {"run": problem.study}, number)
 
 
-def _shown(
+def mirror(
     search: Search, problem: Problem, one: Round, listener: Listener, stack: ExitStack
 ) -> None:
     """Have a round's trials shown in the storage, if one is given, until the stack unwinds."""
     if problem.storage is None:
         return
-    mirror = Mirror(
+    shelf = Mirror(
         problem.storage,
-        f"{problem.name}.{one.number}" if one.number else problem.name,
+        f"{problem.study}.{one.number}" if one.number else problem.study,
         _identity(problem, one.number),
         problem.space,
         search.trials,
         listener.note,
     )
-    stack.callback(mirror.close)
-    search.watch = mirror.show
+    stack.callback(shelf.close)
+    search.watch = shelf.show
 
 
 def search_of(problem: Problem, run: Run, one: Round) -> Search:

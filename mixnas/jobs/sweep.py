@@ -20,16 +20,18 @@ from mixnas.cluster import Crew
 from mixnas.cost.limit import Limit
 from mixnas.errors import EvaluationFailed, MixnasError
 from mixnas.jobs import reuse
-from mixnas.jobs.curves import check_curves, drawn, viewing
+from mixnas.jobs.curves import drawn, viewing
 from mixnas.jobs.finalists import name_winner
 from mixnas.jobs.problem import PLAN, Plan, Problem, Stock, prepare, rehearse
 from mixnas.jobs.runs import finished
-from mixnas.jobs.search import crewed, patient, shared, training
+from mixnas.jobs.search import check_views, crewed, patient, shared, training
 from mixnas.jobs.settings import Listener, Settings, Silent, cores, duration
 from mixnas.jobs.stages import (
+    begin_storage,
     check_shared,
     evaluating,
     first_round,
+    mirror,
     search_of,
     supernet,
     train_together,
@@ -74,6 +76,7 @@ def sweep(
     trial_timeout: str | float | None = None,
     name: str | None = None,
     runs: str | Path = "runs",
+    storage: str | None = None,
     dashboard: bool = False,
     tensorboard: bool = False,
     dry_run: bool = False,
@@ -102,6 +105,8 @@ def sweep(
         trial_timeout: how long one evaluation may take.
         name: the sweep's folder; by default made of data, spaces, budgets and seeds.
         runs: the folder of all runs.
+        storage: an Optuna storage that shows the trials live, in a study for each search, named
+            SWEEP/SEARCH; as in `mixnas.search`.
         dashboard: as in `mixnas.search`.
         tensorboard: whether to draw training and search for TensorBoard, into the folder of each
             supernet.
@@ -124,8 +129,7 @@ def sweep(
         budgets = crossed(limits, tuple(on))
         asked = SweepSettings(budgets, tuple(seed), tuple(space), settings, retrain, scheduler)
     asked.check()
-    if tensorboard:
-        check_curves()
+    check_views(storage, tensorboard=tensorboard)
     crew = crewed(
         asked.common,
         workers,
@@ -141,7 +145,7 @@ def sweep(
     fetch(runs / name)
     agree(runs, name, asked.to_dict())
     folder = runs / name
-    groups = _groups(asked, folder, trains, listener)
+    groups = [_mirrored(group, name, storage) for group in _groups(asked, folder, trains, listener)]
     plans = [_plan(group, crew) for group in groups]
     trunks = [group.trunk for group in groups]
     measured = None if asked.retrain is None else expected(asked, trunks, folder)
@@ -149,6 +153,7 @@ def sweep(
     listener.plan(rows)
     if dry_run:
         return rows
+    _begin_storage(groups)
     with Run.create(runs, name, asked.to_dict()) as run, recorded(listener, run) as listener:
         failed: dict[str, str] = {}
         if tensorboard:
@@ -190,6 +195,19 @@ def _groups(
         groups.append(Group(prepare(trunk, folder, trunk_name, listener, stock, SUPERNET), members))
         check_shared(groups[-1].trunk, trains)
     return groups
+
+
+def _mirrored(group: Group, name: str, storage: str | None) -> Group:
+    """Have a storage, if there is one, show the group's searches."""
+    shown = (replace(member, storage=storage, sweep=name) for member in group.members)
+    return replace(group, members=tuple(shown))
+
+
+def _begin_storage(groups: Sequence[Group]) -> None:
+    """Make the studies that shall show the searches, if a storage is given."""
+    for member in (each for group in groups for each in group.members):
+        if not finished_in(member):
+            begin_storage(member)
 
 
 def union(members: Sequence[Problem]) -> tuple[Limit, ...]:
@@ -316,6 +334,7 @@ def _search(
         for member, run in waiting:
             searches.append(search_of(member, run, first_round(member)))
             stack.callback(searches[-1].close)
+            mirror(searches[-1], member, first_round(member), listener, stack)
         several = Several(searches)
         listener.stage("search", several.goal, several.complete)
 
