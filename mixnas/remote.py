@@ -71,11 +71,11 @@ def rooted(runs: str | Path, cache: Path | None = None) -> Path:
     plain = re.sub(r"[^A-Za-z0-9.-]+", "-", re.sub(r"//[^/]*@", "//", address)).strip("-")
     root = cache / f"{plain[-80:]}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        root.mkdir(0o700, parents=True, exist_ok=True)  # an address may hold a password
         write(root / MARKER, json.dumps({"format": 1, "address": address}).encode())
     except OSError as error:
         raise InvalidOption(
-            f"runs {address}: {root}, where they are worked on here, cannot be made "
+            f"runs {_shown(address)}: {root}, where they are worked on here, cannot be made "
             f"({error.strerror}); set XDG_CACHE_HOME to a folder that can be written"
         ) from None
     return root
@@ -142,11 +142,13 @@ def _check(address: str) -> None:
         fsspec.get_filesystem_class(kind)
     except ImportError as error:
         extra = "pip install 'mixnas[s3]'" if kind in ("s3", "s3a") else f"{error}"
-        raise InvalidOption(f"address {address}: {kind} cannot be reached here; {extra}") from None
+        raise InvalidOption(
+            f"address {_shown(address)}: {kind} cannot be reached here; {extra}"
+        ) from None
     except ValueError:
         raise InvalidOption(
-            f"address {address}: no kind '{kind}' is known; give a folder, or an address such as "
-            "s3://bucket/runs, gs://bucket/runs or memory://runs"
+            f"address {_shown(address)}: no kind '{kind}' is known; give a folder, or an address "
+            "such as s3://bucket/runs, gs://bucket/runs or memory://runs"
         ) from None
 
 

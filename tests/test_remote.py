@@ -198,5 +198,10 @@ def test_an_address_that_is_none_and_one_that_fails(monkeypatch):
 
 
 def test_a_password_in_an_address_is_not_shown(monkeypatch):
-    assert "secret" not in str(rooted("memory://me:secret@host/runs"))
+    folder = rooted("memory://me:secret@host/runs")
+    assert "secret" not in str(folder)
+    assert folder.stat().st_mode & 0o077 == 0  # what is in it, the address too, is the user's alone
     assert remote._shown("ftp://me:secret@host/runs") == "ftp://host/runs"
+    with pytest.raises(InvalidOption) as caught:
+        rooted("nosuch://me:secret@host/runs")
+    assert "secret" not in str(caught.value)
