@@ -3,8 +3,9 @@
 import pytest
 from searching import Toy, evaluate, finish
 
+from mixnas import __version__
 from mixnas.asktell import Several
-from mixnas.cluster import Crew
+from mixnas.cluster import Crew, trials
 from mixnas.cluster.crew import Node, told
 from mixnas.cluster.desk import ATTEMPTS, PATIENCE, STILLBORN, Desk
 from mixnas.errors import InvalidOption
@@ -204,3 +205,10 @@ def test_how_many_workers_fit():
     nodes = [Node("a", "10.0.0.1", 1, 0), Node("b", "10.0.0.2", 8, 2)]
     assert told(nodes) == "2 nodes, 9 CPUs, 2 GPUs"
     assert told(nodes[:1]) == "1 node, 1 CPU"
+
+
+def test_a_worker_of_another_version_judges_nothing():
+    worker = object.__new__(trials._Worker)
+    worker.setup({"batch": ""}, b"", [], 1, "0.0.1")
+    said = worker.step()["broken"]
+    assert f"has mixnas {__version__}, the driver 0.0.1; install the same on all" in said

@@ -15,6 +15,7 @@ from base64 import b85decode, b85encode
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ import ray
 from ray import cloudpickle, tune
 from ray.tune.search import Searcher
 
+from mixnas import __version__
 from mixnas.arch import Architecture
 from mixnas.asktell import Candidate, Trial
 from mixnas.cluster.client import driven_here
@@ -77,7 +79,9 @@ def evaluate(
     with connected(crew, carried=carried, note=note) as folder, plainly(crew):
         desk = Desk(search, room(crew), batch, progress, crew.limit)
         trainable = tune.with_resources(
-            tune.with_parameters(_Worker, made=made, shared=shared, threads=crew.threads),
+            tune.with_parameters(
+                _Worker, made=made, shared=shared, threads=crew.threads, version=__version__
+            ),
             crew.resources,
         )
         with driven_here(crew, folder):
@@ -199,10 +203,21 @@ class _Worker(tune.Trainable):
     """One evaluator in a process of its own, given one batch after the other."""
 
     def setup(
-        self, config: dict[str, Any], made: bytes, shared: list[np.ndarray], threads: int
+        self,
+        config: dict[str, Any],
+        made: bytes,
+        shared: list[np.ndarray],
+        threads: int,
+        version: str,
     ) -> None:
         self._broken: str | None = None
         self._batch = config["batch"]
+        if version != __version__:  # of a machine that joined after the roll
+            self._broken = (
+                f"machine {gethostname()} has mixnas {__version__}, the driver {version}; install "
+                "the same on all"
+            )
+            return
         try:
             # From our own driver through Ray's store; never from a file.
             self._evaluate: Callable[..., Score] = pickle.loads(made, buffers=shared)()
