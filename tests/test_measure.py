@@ -17,6 +17,7 @@ from mixnas.jobs import explaining, measuring, whole
 from mixnas.jobs.runs import runs
 from mixnas.jobs.settings import Silent
 from mixnas.jobs.show import show
+from mixnas.jobs.swept import swept
 from mixnas.network import build
 from mixnas.run import Run
 from mixnas.space import SearchSpace
@@ -201,6 +202,13 @@ def searched(tmp_path, *budgets, **more):
     return mixnas.search(list(budgets), **{**SEARCH, **more}, runs=tmp_path, name="found")
 
 
+def without(path, stage):
+    """Return what a run's stages say, but for one."""
+    said = json.loads(path.read_text())
+    said.pop(stage)
+    return said
+
+
 def kept(run, column, limit):
     """Assert that no trial's upper end is beyond a limit; return the winner."""
     trials = pandas.read_csv(run.file("trials.csv"))
@@ -274,6 +282,28 @@ class TestSearch:
         winner = run.read("summary.json")["winner"]
         assert winner["latency_ms"] is None
         assert winner["predicted"]["latency_ms"]["high"] <= 1.4
+
+    def test_a_sweep_over_different_costs_shares_one_supernet(self, device, table, tmp_path):
+        budgets = ["0.008GFLOPs", ["1.2ms@cpu", "9MFLOPs"], f"1.4ms@table:{table}"]
+        common = {key: value for key, value in SEARCH.items() if key != "space"}
+        words = {**common, "space": ["micro"], "runs": tmp_path / "runs", "name": "study"}
+        run = mixnas.sweep(budgets, **words)
+        rows = pandas.read_csv(run.file("sweep.csv"))
+        assert list(rows["state"]) == ["finished"] * 3
+        assert [row["search"] for row in swept(run)["rows"]] == list(rows["search"])
+        assert rows["search"][0] == "micro-8MFLOPs-seed0"
+        records = [json.loads(path.read_text()) for path in run.path.glob("*/supernet.json")]
+        assert len({record["weights"] for record in records}) == 1
+        assert len(records) == 4
+        (measured,) = (found["run"] for found in runs(tmp_path / "runs") if found["run"] != "study")
+        figures = device.figures
+        (run.path / rows["search"][0] / "stages.json").write_text(
+            json.dumps(without(run.path / rows["search"][0] / "stages.json", "finalists"))
+        )
+        (run.path / rows["search"][0] / "report.html").unlink()
+        assert mixnas.sweep(budgets, **words).path == run.path  # one was cut off at its very end
+        assert (run.path / rows["search"][0] / "report.html").is_file()
+        assert device.figures == figures, measured
 
     def test_memory_is_limited_and_measured_beside(self, device, tmp_path):
         run = searched(tmp_path, "0.6MB", "8MFLOPs")

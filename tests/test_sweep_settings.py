@@ -4,7 +4,7 @@ import pytest
 
 from mixnas.errors import InvalidBudget, InvalidOption, MixnasError
 from mixnas.jobs.settings import Settings
-from mixnas.jobs.sweep_settings import SweepSettings, crossed
+from mixnas.jobs.sweep_settings import SweepSettings, crossed, named
 
 COMMON = Settings(budget=(), trials=30)
 
@@ -22,6 +22,16 @@ def test_every_budget_with_every_seed_and_space():
         ("micro", 3, ("1GFLOPs",)),
         ("micro", 3, ("1.5GFLOPs", "20ms")),
         ("micro", 4, ("1GFLOPs",)),
+    ]
+
+
+def test_a_budget_is_one_however_it_is_written():
+    asked = SweepSettings((("0.5GFLOPs",), ("1000MFLOPs", "20 ms@CPU")), (0,), ("micro",), COMMON)
+    kept = SweepSettings.of(asked.to_dict())
+    assert asked.searches() == kept.searches()
+    assert [named(one) for one in asked.searches()] == [
+        "micro-500MFLOPs-seed0",
+        "micro-1GFLOPs-20ms@cpu-seed0",
     ]
 
 
@@ -86,6 +96,7 @@ def test_a_file_says_all_of_it(tmp_path):
         ("budget = '1GFLOPs'\nsampler = 'nsga'", "no sampler 'nsga'; did you mean 'nsga2'?"),
         ("budget = '1GFLOPs'\nmixers = 3", "see mixnas sweep --help"),
         ("budget = '1GFLOPs'\nmixers = [1]", "mixers [1]: a name, or a list of names"),
+        ("budget = '1GFLOPs'\nspace = ['a/edge.toml', 'b/edge.toml']", "space edge: given twice"),
         ("budget = '1GFLOPs'\nspace = 3", "space 3: a name, or a list of names"),
         ("budget = '20ms'\non = [1]", "on [1]: a name, or a list of names"),
         ("budget = '1GFLOPs'\ndata = 5", "data 5: text in quotation marks is needed"),

@@ -230,6 +230,8 @@ def sweep(
     known = _begun(file, runs)
     if known is not None:
         name = known.name
+        if file != name:  # given by its path
+            runs = str(known.path.parent)
     after = {"retrain": maybe("--retrain", retrain), "scheduler": scheduler}
     asked = _asked(file, known, budget, seed, space, on, common, after)
     gpus = None if gpus_per_worker is None else number("--gpus-per-worker", gpus_per_worker)
@@ -288,6 +290,7 @@ def _asked(
     """Return what is asked, by a file or by options."""
     from mixnas.jobs.settings import Settings
     from mixnas.jobs.sweep_settings import SweepSettings, crossed
+    from mixnas.jobs.swept import settings_of
 
     swept = {"--budget": budget, "--seed": seed, "--space": space, "--on": on, **common, **after}
     if file is not None:
@@ -296,7 +299,7 @@ def _asked(
                 f"{file} and {', '.join(given)}: a sweep is told by a file or by options; write it "
                 "into the file, or leave the file out"
             )
-        return SweepSettings.load(file) if known is None else SweepSettings.of(known.settings)
+        return SweepSettings.load(file) if known is None else settings_of(known)
     alternatives = [names("--budget", text) for text in budget or ()]
     budgets = [limits for limits in product(*alternatives) if limits]
     return SweepSettings(

@@ -28,7 +28,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mixnas.cluster.crew import Crew
-from mixnas.cluster.local import connected, why
+from mixnas.cluster.local import connected, plainly, why
 from mixnas.errors import MixnasError, WorkerLost
 
 AGAIN = 3
@@ -87,12 +87,16 @@ def together(
         MixnasError: what the function raised: a user's mistake, told once.
         WorkerLost: if processes are lost more often than that, or there is no room for them.
         InvalidOption: if no machine has what one process takes, or lacks this mixnas.
-        EvaluationFailed: if Ray can be neither started nor joined.
+        EvaluationFailed: if Ray can be neither started nor joined, or is lost.
+        StorageFull: if Ray's object store cannot hold what all of them need.
         KeyboardInterrupt: if this process was interrupted; the first one keeps its state before.
     """
     failures = AGAIN if failures is None else failures
     carried = cloudpickle.dumps(function)
-    with connected(crew, carried=len(carried), note=listener.note) as folder:
+    with (
+        connected(crew, carried=len(carried), note=listener.note) as folder,
+        plainly(crew),
+    ):
         os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         post: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Post).remote()

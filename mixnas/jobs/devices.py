@@ -97,6 +97,7 @@ def devices(
     space: SearchSpace,
     device: str,
     folder: Path,
+    runs: Path,
     listener: Listener,
 ) -> dict[str, Device]:
     """Return where each measured limit holds, by the limit's cost.
@@ -105,8 +106,8 @@ def devices(
         limits: of any kind.
         space: at its deployed image and classes.
         device: where a limit holds that names no device.
-        folder: the run's, which keeps the devices that it was begun with; what is measured is
-            kept beside it, for other runs too.
+        folder: the run's, which keeps the devices that it was begun with.
+        runs: the folder of runs in which what is measured is kept, for other runs too.
         listener: is told how the measuring gets on.
 
     Raises:
@@ -118,19 +119,19 @@ def devices(
             path = folder / file_of(limit.cost)
             if path.is_file():
                 known = Device.from_dict(Run.open(folder).read(path.name), str(path))
-                _unchanged(known, limit, space, folder)
+                _unchanged(known, limit, space, folder, runs)
                 found[limit.cost] = known
             else:
-                found[limit.cost] = _device(limit, space, device, folder.parent, listener)
+                found[limit.cost] = _device(limit, space, device, runs, listener)
     return found
 
 
-def _unchanged(known: Device, limit: Limit, space: SearchSpace, folder: Path) -> None:
+def _unchanged(known: Device, limit: Limit, space: SearchSpace, folder: Path, runs: Path) -> None:
     """Refuse a table whose figures are others than when the run began; one that is gone is fine."""
     if not limit.where.startswith(ELSEWHERE):
         return
     try:
-        now = tabled(limit.where.removeprefix(ELSEWHERE), limit.kind, space, folder.parent)
+        now = tabled(limit.where.removeprefix(ELSEWHERE), limit.kind, space, runs)
     except MixnasError:
         return
     was, here = known.predictor.measured, now.predictor.measured

@@ -302,6 +302,7 @@ def prepare(
     listener: Listener,
     stock: Stock | None = None,
     job: str | None = None,
+    measured: Path | None = None,
 ) -> Problem:
     """Check everything that can be wrong, and set up what the stages share.
 
@@ -312,6 +313,7 @@ def prepare(
         listener: is told how the counting gets on.
         stock: what other problems have set up already.
         job: what the run is for, where that is not a search.
+        measured: the folder of runs that keeps what is measured; by default that of this run.
 
     Raises:
         MixnasError: the first thing that is wrong; nothing has been written.
@@ -329,7 +331,8 @@ def prepare(
     settings = _as_begun(settings, runs, name, listener)
     agree(runs, name, kept_settings(settings, limits, data, full, job))
     tables = stock.tables(full, limits, listener)
-    problem = _set_up(settings, runs / name, data, full, limits, device, tables, listener)
+    where = measured or runs
+    problem = _set_up(settings, runs / name, where, data, full, limits, device, tables, listener)
     return replace(problem, job=job)
 
 
@@ -363,12 +366,14 @@ def reopen(run: Run, listener: Listener) -> Problem:
         )
     limits, device = parse_all(settings.budget), torch_device(settings.device)
     tables = cost_tables(full, limits, listener)
-    return _set_up(settings, run.path, data, full, limits, device, tables, listener)
+    beside = run.path.parent
+    return _set_up(settings, run.path, beside, data, full, limits, device, tables, listener)
 
 
 def _set_up(
     settings: Settings,
     folder: Path,
+    measured: Path,
     data: datasets.Data,
     full: SearchSpace,
     limits: tuple[Limit, ...],
@@ -376,7 +381,7 @@ def _set_up(
     tables: dict[str, Table],
     listener: Listener,
 ) -> Problem:
-    where = devices(limits, full, str(device), folder, listener)
+    where = devices(limits, full, str(device), folder, measured, listener)
     tables |= {cost: device.predictor for cost, device in where.items()}
     feasible = Feasible(full, limits, tables)
     space = full.keep(feasible.useful())

@@ -322,7 +322,7 @@ def rehearse(problem: Problem, source: Run, workers: int) -> Plan:
 
 
 def supply(problem: Problem, source: str, run: Run, listener: Listener) -> None:
-    """Give a run the supernet of another, as a second name of its file, and mark it as trained.
+    """Give a run the supernet of another that fits it (see `give`).
 
     If that run has gone since the plan was made, or fits no longer, nothing is done: the run
     trains a supernet of its own, for as many steps.
@@ -335,12 +335,21 @@ def supply(problem: Problem, source: str, run: Run, listener: Listener) -> None:
     if trained is None:
         listener.note(f"the supernet of run {source} is no longer there; one is trained")
         return
+    give(known[source], trained, run, listener)
+
+
+def give(source: Run, trained: Trained, run: Run, listener: Listener) -> None:
+    """Give a run another's supernet, as a second name of its file, and mark it as trained.
+
+    Raises:
+        StorageFull: if the disk is full.
+    """
     for name in (CURVE, WEIGHTS):
-        if known[source].file(name).is_file():
-            link(known[source].file(name), run.file(name))
-    root = trained.source or source
+        if source.file(name).is_file():
+            link(source.file(name), run.file(name))
+    root = trained.source or source.name
     run.write(RECORD, {**trained.to_dict(), "source": root})
-    drawn = known[source].stages["training"].get("drawn", {})
+    drawn = source.stages["training"].get("drawn", {})
     run.mark("training", seconds=0.0, source=root, drawn=drawn)
     limits = " and ".join(map(str, trained.limits))
     listener.note(

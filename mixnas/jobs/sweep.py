@@ -18,7 +18,7 @@ from mixnas import cluster
 from mixnas.asktell import Several, Trial
 from mixnas.cluster import Crew
 from mixnas.cost.limit import Limit
-from mixnas.errors import EvaluationFailed, MixnasError
+from mixnas.errors import EvaluationFailed, InvalidOption, MixnasError
 from mixnas.jobs import reuse
 from mixnas.jobs.curves import drawn, viewing
 from mixnas.jobs.finalists import name_winner
@@ -182,18 +182,27 @@ def _groups(
     asked: SweepSettings, folder: Path, trains: Crew | None, listener: Listener
 ) -> list[Group]:
     """Set up every search, and what the supernet of each space is trained for."""
-    stock, groups = Stock(), []
+    stock = Stock()
+    groups: list[Group] = []
     for space in asked.spaces:
         members = tuple(
-            prepare(settings, folder, named(settings), listener, stock)
+            prepare(settings, folder, named(settings), listener, stock, measured=folder.parent)
             for settings in asked.searches()
             if settings.space == space
         )
         limits = union(members)
         trunk = replace(members[0].settings, budget=tuple(map(str, limits)), seed=asked.seeds[0])
         trunk_name = f"{SUPERNET}-{members[0].full.name}"
-        groups.append(Group(prepare(trunk, folder, trunk_name, listener, stock, SUPERNET), members))
-        check_shared(groups[-1].trunk, trains)
+        if trunk_name in (group.trunk.name for group in groups):
+            raise InvalidOption(
+                f"space {space}: another space of the sweep is named {members[0].full.name} too; "
+                "give each file a name of its own (its first line, name = ...)"
+            )
+        problem = prepare(
+            trunk, folder, trunk_name, listener, stock, SUPERNET, measured=folder.parent
+        )
+        check_shared(problem, trains)
+        groups.append(Group(problem, members))
     return groups
 
 
@@ -282,9 +291,12 @@ def _once(members: Iterable[Problem]) -> list[Problem]:
 
 
 def finished_in(member: Problem) -> bool:
-    """Tell whether a search has named its winner."""
+    """Tell whether a search has named its winner, and written all of it down."""
     folder = member.runs / member.name
-    return folder.is_dir() and finished(Run.open(folder))
+    if not folder.is_dir():
+        return False
+    run = Run.open(folder)
+    return finished(run) and run.done("finalists")
 
 
 def _do(
@@ -319,7 +331,10 @@ def _supply(member: Problem, run: Run, plan: Plan, trunk: Run, listener: Listene
         own = replace(plan, lower=lower, upper=upper, step_seconds=0.0, source=trunk.name)
         run.write(PLAN, own.to_dict())
     if not run.done("training"):
-        reuse.supply(member, trunk.name, run, listener)
+        trained = reuse.of(trunk)
+        if trained is None:
+            raise trunk.broken(reuse.RECORD)
+        reuse.give(trunk, trained, run, listener)
 
 
 def _search(
@@ -368,10 +383,10 @@ def _search(
 
 def _finish(member: Problem, run: Run, crew: Crew, listener: Listener) -> None:
     """Name a search's winner."""
-    search = search_of(member, run, first_round(member))
-    try:
+    with ExitStack() as stack:
+        search = search_of(member, run, first_round(member))
+        stack.callback(search.close)
+        mirror(search, member, first_round(member), listener, stack)
         trials = search.trials
-    finally:
-        search.close()
     listener.note(f"finalists of {member.name}")
     name_winner(member, Plan.of(run), run, trials, crew, listener)

@@ -73,6 +73,7 @@ class SweepSettings:
         self._check_retraining()
         for settings in self.searches():
             settings.check()
+        _once("space", [Path(space).stem for space in self.spaces])
 
     def _check_retraining(self) -> None:
         if self.retrain is not None:
@@ -88,9 +89,10 @@ class SweepSettings:
 
     def searches(self) -> list[Settings]:
         """Return the settings of each search: budgets change fastest, then seeds, then spaces."""
+        budgets = [tuple(map(str, parse_all(each))) for each in self.budgets]
         return [
             replace(self.common, space=space, seed=seed, budget=budget, supernet_seed=self.seeds[0])
-            for space, seed, budget in product(self.spaces, self.seeds, self.budgets)
+            for space, seed, budget in product(self.spaces, self.seeds, budgets)
         ]
 
     def name(self) -> str:
