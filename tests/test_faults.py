@@ -121,9 +121,9 @@ def served(folder, spill=""):
         ) as process,
     ):
         try:
-            yield json.loads(next(line for line in process.stdout if line.startswith("{")))[
-                "address"
-            ]
+            told = next((line for line in process.stdout if line.startswith("{")), None)
+            assert told, (folder / "cluster").read_text()[-2000:]
+            yield json.loads(told)["address"]
         finally:
             family = psutil.Process(process.pid).children(recursive=True)
             process.stdin.close()

@@ -87,8 +87,8 @@ def test_the_baselines_equal_timm(name, tmp_path):
     torch.manual_seed(0)
     source = shaken(timm.create_model(BASES[name]))
     network = zoo.create(name, checkpoint=weights(source, tmp_path / "vit.safetensors")).eval()
-    x = torch.randn(1, 3, 384, 384)
-    assert difference(network, source, x) < 1e-5
+    x = torch.randn(1, 3, 384, 384, dtype=torch.float64)  # single precision rounds by processor
+    assert difference(network.double(), source.double(), x) < 1e-9
 
 
 @pytest.mark.parametrize(
