@@ -33,10 +33,10 @@ def roll(crew: Crew, nodes: list[Node], note: Note | None) -> None:
             f"{crew.each()} that each worker takes; give less by --cpus-per-worker or "
             "--gpus-per-worker, or add machines"
         )
-    here = _looker()()
-    for node, version in _versions(nodes):
-        if version != here:
-            has = f"mixnas {version}" if version else "no mixnas"
+    here = version()
+    for node, found in _versions(nodes):
+        if found != here:
+            has = f"mixnas {found}" if found else "no mixnas"
             raise InvalidOption(
                 f"address {crew.address}: the machine {node.host} has {has}, this one has "
                 f"{here}; install the same on all, with the same Python environment"
@@ -45,6 +45,11 @@ def roll(crew: Crew, nodes: list[Node], note: Note | None) -> None:
         workers = sum(crew.fitting(node.cpus, node.gpus) for node in nodes)
         workers = min(workers, crew.workers or workers)
         note(f"joined a cluster of {told(nodes)}; {workers} workers with {crew.each()} each")
+
+
+def version() -> str:
+    """Return which mixnas this process has."""
+    return str(_looker()())
 
 
 def _versions(nodes: list[Node]) -> list[tuple[Node, str | None]]:

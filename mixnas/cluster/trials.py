@@ -23,9 +23,9 @@ import ray
 from ray import cloudpickle, tune
 from ray.tune.search import Searcher
 
-from mixnas import __version__
 from mixnas.arch import Architecture
 from mixnas.asktell import Candidate, Trial
+from mixnas.cluster import roll
 from mixnas.cluster.client import driven_here
 from mixnas.cluster.crew import Crew, Note
 from mixnas.cluster.desk import Asked, Desk
@@ -80,7 +80,7 @@ def evaluate(
         desk = Desk(search, room(crew), batch, progress, crew.limit)
         trainable = tune.with_resources(
             tune.with_parameters(
-                _Worker, made=made, shared=shared, threads=crew.threads, version=__version__
+                _Worker, made=made, shared=shared, threads=crew.threads, version=roll.version()
             ),
             crew.resources,
         )
@@ -212,9 +212,9 @@ class _Worker(tune.Trainable):
     ) -> None:
         self._broken: str | None = None
         self._batch = config["batch"]
-        if version != __version__:  # of a machine that joined after the roll
+        if version != roll.version():  # of a machine that joined after the roll
             self._broken = (
-                f"machine {gethostname()} has mixnas {__version__}, the driver {version}; install "
+                f"machine {gethostname()} has mixnas {roll.version()}, the driver {version}; install "
                 "the same on all"
             )
             return
