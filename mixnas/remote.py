@@ -19,13 +19,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from mixnas.errors import InvalidOption, RemoteFailed, RunConflict
-from mixnas.storage import write
+from mixnas.storage import Held, write
 
 EVERY = 30.0
 """Seconds between two uploads, at least."""
@@ -44,7 +44,9 @@ HEAD = ".remote.json"
 """In a run, there: its version and its lease."""
 LAST = "stages.json"
 """Uploaded last: it says what is done, and what it says must be there."""
-LEFT_OUT = (".lock", ".tmp", HEAD)
+LOCK = ".lock"
+"""In a run's folder, here: held by the process that works on it."""
+LEFT_OUT = (LOCK, ".tmp", HEAD)
 """How names end that are of this machine only."""
 
 
@@ -104,7 +106,8 @@ def fetch(path: Path) -> None:
     """
     mirror = Mirror.of(path)
     if mirror is not None and not Keeping.works_on(mirror.path):
-        mirror.pull()
+        with suppress(RunConflict):  # a process works on what is here: it is read as it is
+            mirror.pull()
 
 
 SMALL = ("run.json", "stages.json", "plan.json", "summary.json", "best.json", "status.json")
@@ -158,7 +161,7 @@ class Mirror:
 
     Attributes:
         path: its folder here.
-        known: the file here that tells which version of it was last seen.
+        known: the file here that tells which versions of it what is here is as new as.
         address: of its copy.
         owner: who takes the lease: this object.
         host: this machine.
@@ -171,6 +174,7 @@ class Mirror:
     host: str = field(default_factory=lambda: socket.gethostname())
     _sent: dict[str, tuple[int, int, str]] = field(default_factory=dict)
     _version: int = 0
+    _coming: int = 0
     _files: Any = None
     _where: str = ""
 
@@ -191,6 +195,7 @@ class Mirror:
         What is here and older makes way; it is moved aside, if some of it was never uploaded.
 
         Raises:
+            RunConflict: if it is older, and a process of this machine works on it.
             RemoteFailed: if the address cannot be reached, or the copy cannot be read.
         """
         with self._reaching("read"):
@@ -198,8 +203,8 @@ class Mirror:
             if head is None:
                 return self.path.is_dir()
             version, seen = int(head.get("version", 0)), self._seen()
-            if seen == version and self.path.is_dir():
-                self._version = version
+            if version in seen and self.path.is_dir():
+                self._version, self._coming = version, seen[-1]
                 return True
             if self.path.is_dir():
                 self._make_way()
@@ -236,7 +241,9 @@ class Mirror:
         """
         with self._reaching("write"):
             self._refuse(self._head())
-            self._lease()
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._saw(self._version, self._coming)  # first: who looks now knows it is from here
+            self._lease(self._version)
             time.sleep(SETTLE)
             self._refuse(self._head())
 
@@ -262,9 +269,9 @@ class Mirror:
                 self._files.rm_file(f"{self._where}/{name}")
                 self._sent.pop(name, None)
             if changed or gone:
-                self._version += 1
-            self._lease()
-            self._saw(self._version)
+                self._coming = max(self._version + 1, time.time_ns() // 1_000_000)
+            self._saw(self._version, self._coming)  # a lease that fails may have gone up
+            self._lease(self._coming)
         return len(changed)
 
     def release(self) -> None:
@@ -305,9 +312,10 @@ class Mirror:
         data = json.dumps({"format": 1, **head}).encode()
         self._files.pipe_file(f"{self._where}/{HEAD}", data)
 
-    def _lease(self) -> None:
+    def _lease(self, version: int) -> None:
         who = {"owner": self.owner, "host": self.host, "process": os.getpid()}
-        self._put({"version": self._version, "lease": {**who, "at": time.time()}})
+        self._put({"version": version, "lease": {**who, "at": time.time()}})
+        self._version = version
 
     def _refuse(self, head: Mapping[str, Any] | None) -> None:
         """Refuse to work on what another process works on."""
@@ -323,18 +331,22 @@ class Mirror:
                 f"another --name (a lease lapses after {LAPSE:.0f} s of silence)"
             )
 
-    def _seen(self) -> int | None:
-        """Return the version that is here, and remember which files of it have been uploaded."""
+    def _seen(self) -> list[int]:
+        """Return which versions are here, and remember which files have been uploaded."""
         with suppress(OSError, ValueError, KeyError, TypeError):
             known = json.loads(self.known.read_text(encoding="utf-8"))
             for name, (size, changed, number) in known["sent"].items():
                 self._sent[name] = (int(size), int(changed), str(number))
-            return int(known["version"])
-        return None
+            return [int(version) for version in known["versions"]]
+        return []
 
-    def _saw(self, version: int) -> None:
-        self._version = version
-        known = {"format": 1, "version": version, "sent": self._sent}
+    def _saw(self, version: int, coming: int | None = None) -> None:
+        """Write down that what is here is a version, or the one that it is about to become.
+
+        No two uploads make the same one, wherever they are made.
+        """
+        self._version, self._coming = version, version if coming is None else coming
+        known = {"format": 1, "versions": [version, self._coming], "sent": self._sent}
         write(self.known, json.dumps(known).encode())
 
     def _local(self) -> list[str]:
@@ -368,10 +380,13 @@ class Mirror:
     def _make_way(self) -> None:
         """Remove what is here if all of it has been uploaded once; else move it aside."""
         aside = self.path.with_name(f".{self.path.name}.before-{time.time_ns()}")
-        unsent = any(self._sent.get(name) != self._state(name) for name in self._local())
-        self.path.rename(aside)
-        if not unsent:
-            shutil.rmtree(aside)
+        with ExitStack() as held:
+            for lock in {self.path / LOCK, *self.path.rglob(LOCK)}:  # runs in it have their own
+                held.callback(Held(lock, "run").close)
+            unsent = any(self._sent.get(name) != self._state(name) for name in self._local())
+            self.path.rename(aside)
+            if not unsent:
+                shutil.rmtree(aside)
 
     def _download(self) -> None:
         """Bring all files here, beside their place, then put them there in one go."""

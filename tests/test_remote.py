@@ -34,6 +34,20 @@ def another_machine(monkeypatch, tmp_path, name="elsewhere"):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
 
 
+def killed(monkeypatch, run):
+    """End the work on a run as a kill does: nothing more is uploaded, nothing given back."""
+    run._keeping._stop.set()
+    run._keeping._thread.join()
+    run._keeping = None
+    Keeping._active.clear()
+    run.close()
+    monkeypatch.setattr(remote, "_lives", lambda process: False)
+
+
+def aside(run):
+    return list(run.path.parent.glob(f".{run.name}.before-*"))
+
+
 def test_what_is_an_address():
     assert is_address("s3://bucket/runs")
     assert is_address("memory://runs")
@@ -158,6 +172,76 @@ def test_what_is_older_here_is_moved_aside_and_what_is_newer_goes_on(monkeypatch
     with Run.create("memory://runs", "one", {}) as run:
         assert run.read("who.json") == ["not uploaded yet"]
     assert json.loads(content()["who.json"]) == ["not uploaded yet"]
+
+
+def test_who_looks_at_a_run_before_its_first_upload_leaves_its_folder(monkeypatch):
+    monkeypatch.setattr(remote, "EVERY", 60.0)
+    with Run.create("memory://runs", "one", {}) as run:
+        monkeypatch.setattr(Keeping, "_active", {})  # as another process
+        remote.fetch(run.path)
+        with pytest.raises(RunConflict, match="in use by process"):
+            Run.create("memory://runs", "one", {})
+        run.write("late.json", [])
+        assert aside(run) == []
+        assert run.read("late.json") == []
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_folder_that_is_worked_on_here_does_not_make_way(monkeypatch, within):
+    with Run.create("memory://runs", "one", {}) as run:
+        run.write("here.json", [])
+    with Run.create(run.path, "inner", {}) if within else Run.create(run.path.parent, "one", {}):
+        monkeypatch.setattr(Keeping, "_active", {})
+        Mirror.of(run.path).known.unlink()
+        remote.fetch(run.path)
+        with pytest.raises(RunConflict, match="in use by another process"):
+            Mirror.of(run.path).pull()
+        assert aside(run) == []
+        assert run.read("here.json") == []
+
+
+def test_what_was_done_before_the_first_upload_goes_on_after_a_kill(monkeypatch):
+    monkeypatch.setattr(remote, "EVERY", 60.0)
+    run = Run.create("memory://runs", "one", {})
+    run.write("one.json", ["hours"])
+    killed(monkeypatch, run)
+    assert set(content()) == {HEAD}
+    with Run.create("memory://runs", "one", {}) as run:
+        assert run.read("one.json") == ["hours"]
+
+
+@pytest.mark.parametrize("arrived", [False, True])
+def test_an_upload_of_which_the_end_is_not_heard_is_gone_on_from(monkeypatch, tmp_path, arrived):
+    monkeypatch.setattr(remote, "EVERY", 60.0)
+    run = Run.create("memory://runs", "one", {})
+    run.write("one.json", ["first"])
+    lease = Mirror._lease
+
+    def lost(mirror, version):
+        if arrived:
+            lease(mirror, version)
+        raise ConnectionError("reset")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Mirror, "_lease", lost)
+        with pytest.raises(RemoteFailed):
+            run._keeping.mirror.push()
+    run.write("one.json", ["hours"])
+    killed(monkeypatch, run)
+    with Run.create("memory://runs", "one", {}) as run:
+        assert run.read("one.json") == ["hours"]
+        run.write("one.json", ["days"])
+        with monkeypatch.context() as patch:
+            patch.setattr(Mirror, "_lease", lost)
+            with pytest.raises(RemoteFailed):
+                run._keeping.mirror.push()
+        killed(monkeypatch, run)
+    another_machine(monkeypatch, tmp_path)
+    with Run.create("memory://runs", "one", {}) as run:
+        run.write("one.json", ["elsewhere"])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here"))
+    with Run.create("memory://runs", "one", {}) as run:
+        assert run.read("one.json") == ["elsewhere"]  # by one upload as well, and not mistaken
 
 
 def test_runs_within_a_run_are_part_of_it(monkeypatch, tmp_path):
