@@ -6,7 +6,8 @@ is there is always a run that can be gone on with. What a machine that dies can 
 done since its last upload: half a minute, or three times what an upload takes, if that is longer.
 
 An address is turned into its folder here by `rooted`; `mixnas.run.Run` does the rest. One process
-at a time works on a run: it holds a lease there, which lapses when it is silent.
+at a time works on a run: it holds a lease there, which it renews, and which lapses when it is
+silent.
 """
 
 import hashlib
@@ -177,6 +178,7 @@ class Mirror:
     _coming: int = 0
     _files: Any = None
     _where: str = ""
+    _turn: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def of(cls, path: Path) -> "Mirror | None":
@@ -271,8 +273,20 @@ class Mirror:
             if changed or gone:
                 self._coming = max(self._version + 1, time.time_ns() // 1_000_000)
             self._saw(self._version, self._coming)  # a lease that fails may have gone up
-            self._lease(self._coming)
+            with self._turn:
+                self._lease(self._coming)
         return len(changed)
+
+    def renew(self) -> None:
+        """Renew the lease, unless it has been taken over meanwhile: `push` tells of that.
+
+        Raises:
+            RemoteFailed: if the address cannot be reached.
+        """
+        with self._reaching("write"), self._turn:
+            lease = (self._head() or {}).get("lease") or {}
+            if lease.get("owner") == self.owner:
+                self._lease(self._version)
 
     def release(self) -> None:
         """Give the lease back."""
@@ -424,7 +438,7 @@ def _lives(process: int) -> bool:
 
 
 class Keeping:
-    """Keeps the copy of a run up to date while this process works on it.
+    """Keeps the copy of a run up to date, and its lease, while this process works on it.
 
     Args:
         mirror: of the run.
@@ -439,6 +453,8 @@ class Keeping:
         self._clock = clock
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True, name="mixnas-upload")
+        self._over = threading.Event()
+        self._timer = threading.Thread(target=self._renew, daemon=True, name="mixnas-lease")
 
     @classmethod
     def begin(cls, path: Path) -> "Keeping | None":
@@ -456,6 +472,7 @@ class Keeping:
         keeping = cls(mirror)
         cls._active[mirror.path] = keeping
         keeping._thread.start()
+        keeping._timer.start()
         return keeping
 
     @classmethod
@@ -465,9 +482,8 @@ class Keeping:
 
     def abandon(self) -> None:
         """Give up without an upload: nothing was done."""
-        self._stop.set()
-        self._thread.join()
-        self._active.pop(self.mirror.path, None)
+        self._rest()
+        self._hush()
         with suppress(RemoteFailed, RunConflict):
             self.mirror.release()
 
@@ -478,11 +494,23 @@ class Keeping:
             RemoteFailed: if that fails; what was done is whole here.
             RunConflict: if another process has taken the run over.
         """
+        self._rest()
+        try:
+            self.mirror.push()
+        finally:
+            self._hush()
+        self.mirror.release()
+
+    def _rest(self) -> None:
+        """Upload nothing more by itself."""
         self._stop.set()
         self._thread.join()
         self._active.pop(self.mirror.path, None)
-        self.mirror.push()
-        self.mirror.release()
+
+    def _hush(self) -> None:
+        """Renew the lease no more."""
+        self._over.set()
+        self._timer.join()
 
     def _keep(self) -> None:
         wait = EVERY
@@ -494,3 +522,8 @@ class Keeping:
             except (RemoteFailed, RunConflict) as error:  # tried again, and told at the end
                 self.failed = error
             wait = max(EVERY, SHARE * (self._clock() - began))
+
+    def _renew(self) -> None:
+        while not self._over.wait(LAPSE / 4):  # an upload can take longer than a lease lasts
+            with suppress(RemoteFailed):
+                self.mirror.renew()

@@ -36,10 +36,9 @@ def another_machine(monkeypatch, tmp_path, name="elsewhere"):
 
 def killed(monkeypatch, run):
     """End the work on a run as a kill does: nothing more is uploaded, nothing given back."""
-    run._keeping._stop.set()
-    run._keeping._thread.join()
+    run._keeping._rest()
+    run._keeping._hush()
     run._keeping = None
-    Keeping._active.clear()
     run.close()
     monkeypatch.setattr(remote, "_lives", lambda process: False)
 
@@ -127,13 +126,8 @@ def test_two_machines_do_not_work_on_one_run(monkeypatch, tmp_path):
 def test_a_lease_of_one_that_died_is_taken_over(monkeypatch, tmp_path):
     run = Run.create("memory://runs", "one", {})
     run.write("log.jsonl", b'{"ask": 0}\n')
-    keeping = run._keeping
-    keeping.mirror.push()
-    keeping._stop.set()  # as if it were killed: nothing is given back
-    keeping._thread.join()
-    Keeping._active.clear()
-    run._keeping = None
-    run.close()
+    run._keeping.mirror.push()
+    killed(monkeypatch, run)
     head = json.loads(content()[HEAD])
     head["lease"]["host"] = "elsewhere"
     where = fsspec.filesystem("memory")
@@ -145,6 +139,42 @@ def test_a_lease_of_one_that_died_is_taken_over(monkeypatch, tmp_path):
     where.pipe_file("/runs/one/" + HEAD, json.dumps(head).encode())
     with Run.create("memory://runs", "one", {}) as run:
         assert run.file("log.jsonl").read_bytes() == b'{"ask": 0}\n'
+
+
+@pytest.mark.parametrize("every", [0.05, 60.0])
+def test_a_lease_is_renewed_while_an_upload_lasts(monkeypatch, every):
+    monkeypatch.setattr(remote, "EVERY", every)
+    monkeypatch.setattr(remote, "LAPSE", 0.2)
+    files, renewed = type(fsspec.filesystem("memory")), []
+    original = files.pipe_file
+
+    def slow(self, path, data, **options):
+        if path.endswith("large.bin"):
+            began, until = json.loads(content()[HEAD]), time.monotonic() + 10
+            while (now := json.loads(content()[HEAD])) == began and time.monotonic() < until:
+                time.sleep(0.01)
+            renewed.append((began, now))
+        return original(self, path, data, **options)
+
+    monkeypatch.setattr(files, "pipe_file", slow)
+    with Run.create("memory://runs", "one", {}) as run:
+        run.write("large.bin", b"1")
+        until = time.monotonic() + 20
+        while every < 1 and not renewed and time.monotonic() < until:
+            time.sleep(0.01)
+    began, now = renewed[0]
+    assert now["lease"].pop("at") > began["lease"].pop("at")
+    assert now == began  # of the same version: the upload has not ended
+    assert "lease" not in json.loads(content()[HEAD])
+
+
+def test_a_lease_that_was_taken_over_is_not_taken_back(monkeypatch):
+    monkeypatch.setattr(remote, "EVERY", 60.0)
+    with Run.create("memory://runs", "one", {}) as run:
+        for other in ({"version": 7, "lease": {"owner": "another", "at": 0.0}}, {"version": 7}):
+            run._keeping.mirror._put(other)
+            run._keeping.mirror.renew()
+            assert json.loads(content()[HEAD]) == {"format": 1, **other}
 
 
 def test_what_is_older_here_is_moved_aside_and_what_is_newer_goes_on(monkeypatch, tmp_path):
