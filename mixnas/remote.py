@@ -64,7 +64,8 @@ def rooted(runs: str | Path, cache: Path | None = None) -> Path:
         cache: where such folders are made; by default in the user's cache folder.
 
     Raises:
-        InvalidOption: if the address is of no kind that is known here; says what to install.
+        InvalidOption: if the address is of no kind that is known here (says what to install), or
+            its folder cannot be made, or is another user's.
     """
     if not is_address(runs):
         return Path(runs)
@@ -72,7 +73,7 @@ def rooted(runs: str | Path, cache: Path | None = None) -> Path:
     _check(address)
     cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixnas"
     plain = re.sub(r"[^A-Za-z0-9.-]+", "-", re.sub(r"//[^/]*@", "//", address)).strip("-")
-    root = cache / f"{plain[-80:]}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
+    root = cache / f"{plain[-80:]}{_ending(address)}"
     try:
         root.mkdir(0o700, parents=True, exist_ok=True)  # an address may hold a password
         write(root / MARKER, json.dumps({"format": 1, "address": address}).encode())
@@ -81,6 +82,11 @@ def rooted(runs: str | Path, cache: Path | None = None) -> Path:
             f"runs {_shown(address)}: {root}, where they are worked on here, cannot be made "
             f"({error.strerror}); set XDG_CACHE_HOME to a folder that can be written"
         ) from None
+    if _address(root) != address:
+        raise InvalidOption(
+            f"runs {_shown(address)}: {root / MARKER} belongs to another user; set XDG_CACHE_HOME "
+            "to a folder of your own"
+        )
     return root
 
 
@@ -94,9 +100,8 @@ def placed(run: str | Path) -> Path:
 
 def given(root: Path) -> str:
     """Return how a folder of runs was given: by its address, or as it stands."""
-    with suppress(OSError, ValueError, LookupError):
-        return _shown(str(json.loads((root / MARKER).read_text(encoding="utf-8"))["address"]))
-    return str(root)
+    address = _address(root)
+    return str(root) if address is None else _shown(address)
 
 
 def fetch(path: Path) -> None:
@@ -121,10 +126,9 @@ def glimpse(root: Path) -> None:
     Raises:
         RemoteFailed: if the address cannot be reached.
     """
-    if not (root / MARKER).is_file():
-        return
     whole = Mirror.of(root / "any")
-    assert whole is not None
+    if whole is None or _address(root) is None:
+        return
     for name in whole.siblings():
         mirror = Mirror.of(root / name)
         if mirror is not None and not mirror.path.exists():
@@ -135,6 +139,26 @@ def split(run: str) -> tuple[str, str]:
     """Split a run's address into that of its folder and its name."""
     folder, _, name = run.rstrip("/").rpartition("/")
     return folder, name
+
+
+def _address(root: Path) -> str | None:
+    """Return the address of a folder that `rooted` made for this user; None of any other.
+
+    A marker that another user left in a folder above would lead runs to an address of theirs.
+    """
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        if (root / MARKER).is_file():
+            with (root / MARKER).open(encoding="utf-8") as file:
+                owner = os.fstat(file.fileno()).st_uid
+                address = str(json.load(file)["address"])
+            if owner == os.geteuid() and root.name.endswith(_ending(address)):
+                return address
+    return None
+
+
+def _ending(address: str) -> str:
+    """Return how the name of an address's folder ends."""
+    return f"-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
 
 
 def _check(address: str) -> None:
@@ -185,9 +209,8 @@ class Mirror:
         """Return the mirror of a run's folder, or of what lies in one; None if it has none."""
         path = path.absolute()
         for root in path.parents:
-            if (root / MARKER).is_file():
+            if (address := _address(root)) is not None:
                 name = path.relative_to(root).parts[0]
-                address = json.loads((root / MARKER).read_text(encoding="utf-8"))["address"]
                 return cls(root / name, root / KNOWN / f"{name}.json", f"{address}/{name}")
         return None
 

@@ -1,6 +1,7 @@
 """Runs at an address: what is there can always be gone on with, by one process at a time."""
 
 import json
+import os
 import time
 
 import fsspec
@@ -8,7 +9,7 @@ import pytest
 
 from mixnas import remote
 from mixnas.errors import InvalidOption, RemoteFailed, RunConflict
-from mixnas.remote import HEAD, Keeping, Mirror, is_address, placed, rooted
+from mixnas.remote import HEAD, MARKER, Keeping, Mirror, is_address, placed, rooted
 from mixnas.run import Run
 
 
@@ -309,6 +310,28 @@ def test_an_address_that_is_none_and_one_that_fails(monkeypatch):
         run.close()
     assert (run.path / "late.json").is_file()
     monkeypatch.undo()
+
+
+def test_a_marker_that_was_not_made_here_for_this_user_is_not_believed(monkeypatch, tmp_path):
+    Run.create("memory://runs", "one", {}).close()
+    root = rooted("memory://runs")
+    assert Mirror.of(root / "one").address == "memory://runs/one"
+    (tmp_path / MARKER).write_bytes((root / MARKER).read_bytes())
+    assert Mirror.of(tmp_path / "runs" / "one") is None
+    assert remote.given(tmp_path) == str(tmp_path)
+    remote.glimpse(tmp_path)
+    assert not (tmp_path / "one").exists()
+    monkeypatch.setattr(os, "geteuid", lambda: (root / MARKER).stat().st_uid + 1)
+    assert Mirror.of(root / "one") is None
+    assert remote.given(root) == str(root)
+    with pytest.raises(InvalidOption, match="belongs to another user; set XDG_CACHE_HOME to a"):
+        rooted("memory://runs")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"address": 3}', "\0"])
+def test_a_marker_that_says_nothing_is_none(tmp_path, text):
+    (tmp_path / MARKER).write_text(text)
+    assert Mirror.of(tmp_path / "one") is None
 
 
 def test_a_password_in_an_address_is_not_shown(monkeypatch):
