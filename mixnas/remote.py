@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mixnas.errors import InvalidOption, RemoteFailed, RunConflict
-from mixnas.storage import Held, write
+from mixnas.storage import Held, check_entered, write
 
 EVERY = 30.0
 """Seconds between two uploads, at least."""
@@ -108,6 +108,7 @@ def fetch(path: Path) -> None:
     """Bring a run here to be read, if it has a copy at an address that is newer.
 
     Raises:
+        InvalidOption: if the folder may not be entered.
         RemoteFailed: if the address cannot be reached.
     """
     mirror = Mirror.of(path)
@@ -124,8 +125,10 @@ def glimpse(root: Path) -> None:
     """Bring the small files of all runs at a folder's address that are not here, to list them.
 
     Raises:
+        InvalidOption: if the folder may not be entered.
         RemoteFailed: if the address cannot be reached.
     """
+    check_entered(root)
     whole = Mirror.of(root / "any")
     if whole is None or _address(root) is None:
         return
@@ -206,7 +209,12 @@ class Mirror:
 
     @classmethod
     def of(cls, path: Path) -> "Mirror | None":
-        """Return the mirror of a run's folder, or of what lies in one; None if it has none."""
+        """Return the mirror of a run's folder, or of what lies in one; None if it has none.
+
+        Raises:
+            InvalidOption: if the folder may not be entered.
+        """
+        check_entered(path)
         path = path.absolute()
         for root in path.parents:
             if (address := _address(root)) is not None:
