@@ -65,9 +65,10 @@ def rooted(runs: str | Path, cache: Path | None = None) -> Path:
 
     Raises:
         InvalidOption: if the address is of no kind that is known here (says what to install), or
-            its folder cannot be made, or is another user's.
+            its folder cannot be made, or is another user's; if a folder may not be entered.
     """
     if not is_address(runs):
+        check_entered(Path(runs))
         return Path(runs)
     address = str(runs).rstrip("/")
     _check(address)
@@ -125,10 +126,8 @@ def glimpse(root: Path) -> None:
     """Bring the small files of all runs at a folder's address that are not here, to list them.
 
     Raises:
-        InvalidOption: if the folder may not be entered.
         RemoteFailed: if the address cannot be reached.
     """
-    check_entered(root)
     whole = Mirror.of(root / "any")
     if whole is None or _address(root) is None:
         return

@@ -16,6 +16,7 @@ import pytest
 from mixnas.errors import InvalidOption, RunConflict, StorageFull
 from mixnas.jobs.runs import runs as listed
 from mixnas.jobs.show import open_run
+from mixnas.remote import rooted
 from mixnas.run import Run, agree, opened, runs
 
 SETTINGS = {"space": {"image": 224, "mixers": ("aff", "hilo")}, "seed": 0, "budget": ["1.5GFLOPs"]}
@@ -212,6 +213,7 @@ def test_a_disk_without_locks_is_one_line(monkeypatch, tmp_path, number):
         lambda root: agree(root, "one", {}),
         lambda root: open_run("one", root),
         listed,
+        rooted,
     ],
 )
 @pytest.mark.parametrize("below", ["", "a/b"])
