@@ -312,9 +312,14 @@ def _check_is_ours(path: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what a killed writer left half-written."""
-    for left in path.rglob(".*.tmp"):
-        left.unlink(missing_ok=True)
+    """Remove what a killed writer left half-written, but not in runs within: they have locks."""
+    for folder, inner, files in os.walk(path):
+        if Path(folder) != path and {SETTINGS, LOCK} & set(files):
+            inner.clear()
+            continue
+        for name in files:
+            if name.startswith(".") and name.endswith(".tmp"):
+                (Path(folder) / name).unlink(missing_ok=True)
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -106,6 +106,28 @@ run.write("figures/best.json", dict(a=1))
         assert not run.file("figures/best.json").exists()
 
 
+def test_what_is_half_written_in_a_run_within_is_left_to_that_one(run, tmp_path):
+    for half in ("one/.best.json.7.tmp", "one/figures/deep/.front.png.7.tmp"):
+        (tmp_path / half).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / half).write_bytes(b"")
+    begun = tmp_path / "one" / "audit"  # so far it has no more than its lock
+    begun.mkdir()
+    (begun / ".lock").touch()
+    with Run.create(run.path, "retrain", {}) as inner:
+        inner.write("deep/one.json", {})
+        kept = {inner.path / ".checkpoint.pt.7.tmp", inner.path / "deep" / ".one.json.7.tmp"}
+        kept.add(begun / ".run.json.7.tmp")
+        for half in kept:
+            half.write_bytes(b"")
+        run.close()
+        Run.create(tmp_path, "one", SETTINGS).close()
+        assert set(tmp_path.rglob("*.tmp")) == kept
+        Run.open(run.path, lock=True).close()
+        assert set(tmp_path.rglob("*.tmp")) == kept
+    Run.open(inner.path, lock=True).close()
+    assert set(tmp_path.rglob("*.tmp")) == {begun / ".run.json.7.tmp"}
+
+
 def test_full_disk_keeps_what_was_there(tmp_path):
     code = f"""
 import resource, sys
