@@ -44,7 +44,7 @@ KNOWN = ".remote"
 HEAD = ".remote.json"
 """In a run, there: its version and its lease."""
 LAST = "stages.json"
-"""Uploaded last: it says what is done, and what it says must be there."""
+"""Read first and uploaded last: it says what is done, and what it says must be there."""
 LOCK = ".lock"
 """In a run's folder, here: held by the process that works on it."""
 LEFT_OUT = (LOCK, ".tmp", HEAD)
@@ -288,11 +288,15 @@ class Mirror:
         """
         with self._reaching("write"):
             self._refuse(self._head())
-            files = {name: self._state(name) for name in self._local()}
-            last = self._read(LAST) if LAST in files else None
+            lasts = [name for name in self._local() if name.endswith(LAST)]
+            lasts.sort(key=lambda name: name.count("/"))  # a run's tells of those of runs within
+            last = {name: (self._state(name), self._read(name)) for name in lasts}
+            names = [name for name in self._local() if not name.endswith(LAST)]  # now, not before
+            files = {name: self._state(name) for name in names}
+            files |= {name: last[name][0] for name in reversed(lasts)}
             changed = [name for name, state in files.items() if self._sent.get(name) != state]
-            for name in sorted(changed, key=lambda name: name.endswith(LAST)):
-                data = last if name == LAST and last is not None else self._read(name)
+            for name in changed:
+                data = last[name][1] if name in last else self._read(name)
                 if data is not None:
                     self._files.pipe_file(f"{self._where}/{name}", data)
                     self._sent[name] = files[name]

@@ -110,6 +110,44 @@ def test_what_says_that_a_stage_is_done_comes_last(monkeypatch):
     assert whole[-1] == "stages.json" or "stages.json" in whole[: whole.index("zebra.bin")]
 
 
+def test_what_is_said_to_be_done_in_a_run_within_is_there(monkeypatch):
+    monkeypatch.setattr(remote, "EVERY", 60.0)
+    read, sent = Mirror._read, []
+    pipe = type(fsspec.filesystem("memory")).pipe_file
+
+    def send(self, path, data, **options):
+        sent.append(path)
+        return pipe(self, path, data, **options)
+
+    with Run.create("memory://runs", "one", {}) as run, Run.create(run.path, "b", {}) as inner:
+        inner.write("a.bin", b"1")
+        inner.mark("first")
+        run.mark("begun")
+        seen = []
+
+        def go_on(mirror, name):
+            seen.append(name)
+            data = read(mirror, name)
+            inner.write(f"{len(seen)}.json", [])  # the work goes on as the files are read
+            inner.mark(f"{len(seen)}")
+            run.mark(f"b has {len(seen)}")
+            return data
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Mirror, "_read", go_on)
+            patch.setattr(type(fsspec.filesystem("memory")), "pipe_file", send)
+            run._keeping.mirror.push()
+        there = content()
+        marked = {name for name in json.loads(there["b/stages.json"]) if name.isdecimal()}
+        assert marked <= {name[2:-5] for name in there if name.startswith("b/")}
+        told = {name[6:] for name in json.loads(there["stages.json"]) if name.startswith("b has ")}
+        assert told <= marked
+        names = [path.rpartition("runs/one/")[2] for path in sent]
+        assert names[-3:] == ["b/stages.json", "stages.json", HEAD]
+        run._keeping.mirror.push()
+        assert content()["b/stages.json"] == (inner.path / "stages.json").read_bytes()
+
+
 def test_two_machines_do_not_work_on_one_run(monkeypatch, tmp_path):
     monkeypatch.setattr(remote.socket, "gethostname", lambda: "first")
     with Run.create("memory://runs", "one", {}):
