@@ -6,7 +6,8 @@ is there is always a run that can be gone on with. What a machine that dies can 
 done since its last upload: half a minute, or three times what an upload takes, if that is longer.
 
 An address is turned into its folder here by `rooted`; `mixnas.run.Run` does the rest. One process
-at a time works on a run: it holds a lease there, which lapses when it is silent.
+at a time works on a run: it holds a lease there, which it renews, and which lapses when it is
+silent.
 """
 
 import hashlib
@@ -19,13 +20,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from mixnas.errors import InvalidOption, RemoteFailed, RunConflict
-from mixnas.storage import write
+from mixnas.storage import Held, check_entered, write
 
 EVERY = 30.0
 """Seconds between two uploads, at least."""
@@ -43,8 +44,10 @@ KNOWN = ".remote"
 HEAD = ".remote.json"
 """In a run, there: its version and its lease."""
 LAST = "stages.json"
-"""Uploaded last: it says what is done, and what it says must be there."""
-LEFT_OUT = (".lock", ".tmp", HEAD)
+"""Read first and uploaded last: it says what is done, and what it says must be there."""
+LOCK = ".lock"
+"""In a run's folder, here: held by the process that works on it."""
+LEFT_OUT = (LOCK, ".tmp", HEAD)
 """How names end that are of this machine only."""
 
 
@@ -61,15 +64,17 @@ def rooted(runs: str | Path, cache: Path | None = None) -> Path:
         cache: where such folders are made; by default in the user's cache folder.
 
     Raises:
-        InvalidOption: if the address is of no kind that is known here; says what to install.
+        InvalidOption: if the address is of no kind that is known here (says what to install), or
+            its folder cannot be made, or is another user's; if a folder may not be entered.
     """
     if not is_address(runs):
+        check_entered(Path(runs))
         return Path(runs)
     address = str(runs).rstrip("/")
     _check(address)
     cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixnas"
     plain = re.sub(r"[^A-Za-z0-9.-]+", "-", re.sub(r"//[^/]*@", "//", address)).strip("-")
-    root = cache / f"{plain[-80:]}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
+    root = cache / f"{plain[-80:]}{_ending(address)}"
     try:
         root.mkdir(0o700, parents=True, exist_ok=True)  # an address may hold a password
         write(root / MARKER, json.dumps({"format": 1, "address": address}).encode())
@@ -78,6 +83,11 @@ def rooted(runs: str | Path, cache: Path | None = None) -> Path:
             f"runs {_shown(address)}: {root}, where they are worked on here, cannot be made "
             f"({error.strerror}); set XDG_CACHE_HOME to a folder that can be written"
         ) from None
+    if _address(root) != address:
+        raise InvalidOption(
+            f"runs {_shown(address)}: {root / MARKER} belongs to another user; set XDG_CACHE_HOME "
+            "to a folder of your own"
+        )
     return root
 
 
@@ -91,20 +101,21 @@ def placed(run: str | Path) -> Path:
 
 def given(root: Path) -> str:
     """Return how a folder of runs was given: by its address, or as it stands."""
-    with suppress(OSError, ValueError, LookupError):
-        return _shown(str(json.loads((root / MARKER).read_text(encoding="utf-8"))["address"]))
-    return str(root)
+    address = _address(root)
+    return str(root) if address is None else _shown(address)
 
 
 def fetch(path: Path) -> None:
     """Bring a run here to be read, if it has a copy at an address that is newer.
 
     Raises:
+        InvalidOption: if the folder may not be entered.
         RemoteFailed: if the address cannot be reached.
     """
     mirror = Mirror.of(path)
     if mirror is not None and not Keeping.works_on(mirror.path):
-        mirror.pull()
+        with suppress(RunConflict):  # a process works on what is here: it is read as it is
+            mirror.pull()
 
 
 SMALL = ("run.json", "stages.json", "plan.json", "summary.json", "best.json", "status.json")
@@ -117,10 +128,9 @@ def glimpse(root: Path) -> None:
     Raises:
         RemoteFailed: if the address cannot be reached.
     """
-    if not (root / MARKER).is_file():
-        return
     whole = Mirror.of(root / "any")
-    assert whole is not None
+    if whole is None or _address(root) is None:
+        return
     for name in whole.siblings():
         mirror = Mirror.of(root / name)
         if mirror is not None and not mirror.path.exists():
@@ -131,6 +141,26 @@ def split(run: str) -> tuple[str, str]:
     """Split a run's address into that of its folder and its name."""
     folder, _, name = run.rstrip("/").rpartition("/")
     return folder, name
+
+
+def _address(root: Path) -> str | None:
+    """Return the address of a folder that `rooted` made for this user; None of any other.
+
+    A marker that another user left in a folder above would lead runs to an address of theirs.
+    """
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        if (root / MARKER).is_file():
+            with (root / MARKER).open(encoding="utf-8") as file:
+                owner = os.fstat(file.fileno()).st_uid
+                address = str(json.load(file)["address"])
+            if owner == os.geteuid() and root.name.endswith(_ending(address)):
+                return address
+    return None
+
+
+def _ending(address: str) -> str:
+    """Return how the name of an address's folder ends."""
+    return f"-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
 
 
 def _check(address: str) -> None:
@@ -158,7 +188,7 @@ class Mirror:
 
     Attributes:
         path: its folder here.
-        known: the file here that tells which version of it was last seen.
+        known: the file here that tells which versions of it what is here is as new as.
         address: of its copy.
         owner: who takes the lease: this object.
         host: this machine.
@@ -171,17 +201,23 @@ class Mirror:
     host: str = field(default_factory=lambda: socket.gethostname())
     _sent: dict[str, tuple[int, int, str]] = field(default_factory=dict)
     _version: int = 0
+    _coming: int = 0
     _files: Any = None
     _where: str = ""
+    _turn: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def of(cls, path: Path) -> "Mirror | None":
-        """Return the mirror of a run's folder, or of what lies in one; None if it has none."""
+        """Return the mirror of a run's folder, or of what lies in one; None if it has none.
+
+        Raises:
+            InvalidOption: if the folder may not be entered.
+        """
+        check_entered(path)
         path = path.absolute()
         for root in path.parents:
-            if (root / MARKER).is_file():
+            if (address := _address(root)) is not None:
                 name = path.relative_to(root).parts[0]
-                address = json.loads((root / MARKER).read_text(encoding="utf-8"))["address"]
                 return cls(root / name, root / KNOWN / f"{name}.json", f"{address}/{name}")
         return None
 
@@ -191,6 +227,7 @@ class Mirror:
         What is here and older makes way; it is moved aside, if some of it was never uploaded.
 
         Raises:
+            RunConflict: if it is older, and a process of this machine works on it.
             RemoteFailed: if the address cannot be reached, or the copy cannot be read.
         """
         with self._reaching("read"):
@@ -198,8 +235,8 @@ class Mirror:
             if head is None:
                 return self.path.is_dir()
             version, seen = int(head.get("version", 0)), self._seen()
-            if seen == version and self.path.is_dir():
-                self._version = version
+            if version in seen and self.path.is_dir():
+                self._version, self._coming = version, seen[-1]
                 return True
             if self.path.is_dir():
                 self._make_way()
@@ -236,7 +273,9 @@ class Mirror:
         """
         with self._reaching("write"):
             self._refuse(self._head())
-            self._lease()
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._saw(self._version, self._coming)  # first: who looks now knows it is from here
+            self._lease(self._version)
             time.sleep(SETTLE)
             self._refuse(self._head())
 
@@ -249,11 +288,15 @@ class Mirror:
         """
         with self._reaching("write"):
             self._refuse(self._head())
-            files = {name: self._state(name) for name in self._local()}
-            last = self._read(LAST) if LAST in files else None
+            lasts = [name for name in self._local() if name.endswith(LAST)]
+            lasts.sort(key=lambda name: name.count("/"))  # a run's tells of those of runs within
+            last = {name: (self._state(name), self._read(name)) for name in lasts}
+            names = [name for name in self._local() if not name.endswith(LAST)]  # now, not before
+            files = {name: self._state(name) for name in names}
+            files |= {name: last[name][0] for name in reversed(lasts)}
             changed = [name for name, state in files.items() if self._sent.get(name) != state]
-            for name in sorted(changed, key=lambda name: name.endswith(LAST)):
-                data = last if name == LAST and last is not None else self._read(name)
+            for name in changed:
+                data = last[name][1] if name in last else self._read(name)
                 if data is not None:
                     self._files.pipe_file(f"{self._where}/{name}", data)
                     self._sent[name] = files[name]
@@ -262,10 +305,22 @@ class Mirror:
                 self._files.rm_file(f"{self._where}/{name}")
                 self._sent.pop(name, None)
             if changed or gone:
-                self._version += 1
-            self._lease()
-            self._saw(self._version)
+                self._coming = max(self._version + 1, time.time_ns() // 1_000_000)
+            self._saw(self._version, self._coming)  # a lease that fails may have gone up
+            with self._turn:
+                self._lease(self._coming)
         return len(changed)
+
+    def renew(self) -> None:
+        """Renew the lease, unless it has been taken over meanwhile: `push` tells of that.
+
+        Raises:
+            RemoteFailed: if the address cannot be reached.
+        """
+        with self._reaching("write"), self._turn:
+            lease = (self._head() or {}).get("lease") or {}
+            if lease.get("owner") == self.owner:
+                self._lease(self._version)
 
     def release(self) -> None:
         """Give the lease back."""
@@ -305,9 +360,10 @@ class Mirror:
         data = json.dumps({"format": 1, **head}).encode()
         self._files.pipe_file(f"{self._where}/{HEAD}", data)
 
-    def _lease(self) -> None:
+    def _lease(self, version: int) -> None:
         who = {"owner": self.owner, "host": self.host, "process": os.getpid()}
-        self._put({"version": self._version, "lease": {**who, "at": time.time()}})
+        self._put({"version": version, "lease": {**who, "at": time.time()}})
+        self._version = version
 
     def _refuse(self, head: Mapping[str, Any] | None) -> None:
         """Refuse to work on what another process works on."""
@@ -323,18 +379,22 @@ class Mirror:
                 f"another --name (a lease lapses after {LAPSE:.0f} s of silence)"
             )
 
-    def _seen(self) -> int | None:
-        """Return the version that is here, and remember which files of it have been uploaded."""
+    def _seen(self) -> list[int]:
+        """Return which versions are here, and remember which files have been uploaded."""
         with suppress(OSError, ValueError, KeyError, TypeError):
             known = json.loads(self.known.read_text(encoding="utf-8"))
             for name, (size, changed, number) in known["sent"].items():
                 self._sent[name] = (int(size), int(changed), str(number))
-            return int(known["version"])
-        return None
+            return [int(version) for version in known["versions"]]
+        return []
 
-    def _saw(self, version: int) -> None:
-        self._version = version
-        known = {"format": 1, "version": version, "sent": self._sent}
+    def _saw(self, version: int, coming: int | None = None) -> None:
+        """Write down that what is here is a version, or the one that it is about to become.
+
+        No two uploads make the same one, wherever they are made.
+        """
+        self._version, self._coming = version, version if coming is None else coming
+        known = {"format": 1, "versions": [version, self._coming], "sent": self._sent}
         write(self.known, json.dumps(known).encode())
 
     def _local(self) -> list[str]:
@@ -368,10 +428,13 @@ class Mirror:
     def _make_way(self) -> None:
         """Remove what is here if all of it has been uploaded once; else move it aside."""
         aside = self.path.with_name(f".{self.path.name}.before-{time.time_ns()}")
-        unsent = any(self._sent.get(name) != self._state(name) for name in self._local())
-        self.path.rename(aside)
-        if not unsent:
-            shutil.rmtree(aside)
+        with ExitStack() as held:
+            for lock in {self.path / LOCK, *self.path.rglob(LOCK)}:  # runs in it have their own
+                held.callback(Held(lock, "run").close)
+            unsent = any(self._sent.get(name) != self._state(name) for name in self._local())
+            self.path.rename(aside)
+            if not unsent:
+                shutil.rmtree(aside)
 
     def _download(self) -> None:
         """Bring all files here, beside their place, then put them there in one go."""
@@ -409,7 +472,7 @@ def _lives(process: int) -> bool:
 
 
 class Keeping:
-    """Keeps the copy of a run up to date while this process works on it.
+    """Keeps the copy of a run up to date, and its lease, while this process works on it.
 
     Args:
         mirror: of the run.
@@ -424,6 +487,8 @@ class Keeping:
         self._clock = clock
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True, name="mixnas-upload")
+        self._over = threading.Event()
+        self._timer = threading.Thread(target=self._renew, daemon=True, name="mixnas-lease")
 
     @classmethod
     def begin(cls, path: Path) -> "Keeping | None":
@@ -441,6 +506,7 @@ class Keeping:
         keeping = cls(mirror)
         cls._active[mirror.path] = keeping
         keeping._thread.start()
+        keeping._timer.start()
         return keeping
 
     @classmethod
@@ -450,9 +516,8 @@ class Keeping:
 
     def abandon(self) -> None:
         """Give up without an upload: nothing was done."""
-        self._stop.set()
-        self._thread.join()
-        self._active.pop(self.mirror.path, None)
+        self._rest()
+        self._hush()
         with suppress(RemoteFailed, RunConflict):
             self.mirror.release()
 
@@ -463,11 +528,23 @@ class Keeping:
             RemoteFailed: if that fails; what was done is whole here.
             RunConflict: if another process has taken the run over.
         """
+        self._rest()
+        try:
+            self.mirror.push()
+        finally:
+            self._hush()
+        self.mirror.release()
+
+    def _rest(self) -> None:
+        """Upload nothing more by itself."""
         self._stop.set()
         self._thread.join()
         self._active.pop(self.mirror.path, None)
-        self.mirror.push()
-        self.mirror.release()
+
+    def _hush(self) -> None:
+        """Renew the lease no more."""
+        self._over.set()
+        self._timer.join()
 
     def _keep(self) -> None:
         wait = EVERY
@@ -479,3 +556,8 @@ class Keeping:
             except (RemoteFailed, RunConflict) as error:  # tried again, and told at the end
                 self.failed = error
             wait = max(EVERY, SHARE * (self._clock() - began))
+
+    def _renew(self) -> None:
+        while not self._over.wait(LAPSE / 4):  # an upload can take longer than a lease lasts
+            with suppress(RemoteFailed):
+                self.mirror.renew()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from mixnas.errors import InvalidOption, RunConflict, RunDamaged, did_you_mean
 from mixnas.remote import Keeping, fetch, placed, rooted
-from mixnas.storage import Held, guarded, write
+from mixnas.storage import Held, check_entered, guarded, write
 
 if TYPE_CHECKING:
     import pandas
@@ -114,6 +114,7 @@ class Run:
         """Open an existing run, to read it; with ``lock``, to add to it.
 
         Raises:
+            InvalidOption: if the folder may not be entered or, with the lock, not be written.
             RunConflict: if there is no such run, or it is in use and the lock is wanted.
         """
         path = placed(path)
@@ -311,9 +312,14 @@ def _check_is_ours(path: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what a killed writer left half-written."""
-    for left in path.rglob(".*.tmp"):
-        left.unlink(missing_ok=True)
+    """Remove what a killed writer left half-written, but not in runs within: they have locks."""
+    for folder, inner, files in os.walk(path):
+        if Path(folder) != path and {SETTINGS, LOCK} & set(files):
+            inner.clear()
+            continue
+        for name in files:
+            if name.startswith(".") and name.endswith(".tmp"):
+                (Path(folder) / name).unlink(missing_ok=True)
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -340,10 +346,11 @@ def agree(root: str | Path, name: str, settings: Mapping[str, Any]) -> None:
     """Refuse settings that differ from those of the run that stands there, if one does.
 
     Raises:
-        InvalidOption: if the name is not a plain one, or the folder cannot be made.
+        InvalidOption: if the name is not a plain one, or the folder cannot be made or entered.
         RunConflict: naming the fields that differ.
     """
     path = Path(root) / _plain(name)
+    check_entered(path)
     standing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not standing.is_dir() or not os.access(standing, os.W_OK):
         raise InvalidOption(

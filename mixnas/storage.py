@@ -5,7 +5,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from errno import EDQUOT, EFBIG, EMLINK, ENOSPC, EOPNOTSUPP, EPERM, EXDEV
+from errno import EDQUOT, EFBIG, EMLINK, ENOLCK, ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, EXDEV
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -79,6 +79,21 @@ def guarded(path: Path) -> Iterator[None]:
         ) from None
 
 
+def check_entered(folder: Path) -> None:
+    """Refuse a folder that may not be entered; one that is not there may be.
+
+    Raises:
+        InvalidOption: naming it.
+    """
+    try:
+        (folder / "any").exists()
+    except PermissionError as error:
+        raise InvalidOption(
+            f"folder {folder}: it, or one above it, may not be entered ({error.strerror}); "
+            "give another folder, or have its permissions changed"
+        ) from None
+
+
 UNREADABLE: tuple[type[Exception], ...] = (
     OSError,
     RuntimeError,
@@ -100,7 +115,7 @@ class Held:
         handle: the file's descriptor.
 
     Raises:
-        InvalidOption: if it cannot be written.
+        InvalidOption: if it cannot be written, or its file system has no locks.
         RunConflict: if another holds it.
         StorageFull: if it has to be made and the disk is full.
     """
@@ -123,6 +138,15 @@ class Held:
             raise RunConflict(
                 f"{what} {path.parent} is in use by another process; "
                 "wait for it or give another --name"
+            ) from None
+        except OSError as error:
+            self.close()
+            if error.errno not in (ENOSYS, ENOLCK, EOPNOTSUPP):
+                raise
+            raise InvalidOption(
+                f"{what} {path.parent}: its file system has no locks ({error.strerror}); mount it "
+                "with locks (Lustre: -o flock), or give a --runs folder on a local disk (for an "
+                "address, by XDG_CACHE_HOME)"
             ) from None
 
     def close(self) -> None:

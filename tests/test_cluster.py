@@ -1,5 +1,6 @@
 """Ray, for real: a search's trials are the same for any number of workers; tasks; a clean end."""
 
+import errno
 import logging
 import os
 import signal
@@ -19,7 +20,7 @@ from searching import Toy, evaluate, finish, make_evaluator
 
 from mixnas import cluster
 from mixnas.asktell import read_trials
-from mixnas.cluster import Crew
+from mixnas.cluster import Crew, local
 from mixnas.errors import EvaluationFailed, InvalidOption
 from mixnas.evaluate import Failure
 
@@ -68,6 +69,25 @@ class Sometimes:
             os.kill(os.getpid(), signal.SIGKILL)
         score = evaluate(arch)
         return type(score)(score.accuracy, float("nan"), 1) if arch.id == self.nan else score
+
+
+def test_a_scratch_folder_of_another_user_is_left_alone(tmp_path, monkeypatch):
+    foreign = tmp_path / "mixnas-theirs" / "lock"
+    foreign.parent.mkdir()
+    foreign.touch()
+    opened = os.open
+
+    def refuse(path, *arguments, **options):  # as the system would, were we not root
+        if path == foreign:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(local, "SOCKET_ROOM", 1000)
+    with cluster.scratch() as folder:
+        assert folder.parent == tmp_path
+    assert list(tmp_path.rglob("lock")) == [foreign]
 
 
 def test_workers_do_not_change_the_trials(toy, tmp_path, monkeypatch, capfd):

@@ -1,6 +1,7 @@
 """Runs at an address: what is there can always be gone on with, by one process at a time."""
 
 import json
+import os
 import time
 
 import fsspec
@@ -8,7 +9,7 @@ import pytest
 
 from mixnas import remote
 from mixnas.errors import InvalidOption, RemoteFailed, RunConflict
-from mixnas.remote import HEAD, Keeping, Mirror, is_address, placed, rooted
+from mixnas.remote import HEAD, MARKER, Keeping, Mirror, is_address, placed, rooted
 from mixnas.run import Run
 
 
@@ -32,6 +33,19 @@ def content(path="memory://runs/one"):
 
 def another_machine(monkeypatch, tmp_path, name="elsewhere"):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+
+
+def killed(monkeypatch, run):
+    """End the work on a run as a kill does: nothing more is uploaded, nothing given back."""
+    run._keeping._rest()
+    run._keeping._hush()
+    run._keeping = None
+    run.close()
+    monkeypatch.setattr(remote, "_lives", lambda process: False)
+
+
+def aside(run):
+    return list(run.path.parent.glob(f".{run.name}.before-*"))
 
 
 def test_what_is_an_address():
@@ -96,6 +110,44 @@ def test_what_says_that_a_stage_is_done_comes_last(monkeypatch):
     assert whole[-1] == "stages.json" or "stages.json" in whole[: whole.index("zebra.bin")]
 
 
+def test_what_is_said_to_be_done_in_a_run_within_is_there(monkeypatch):
+    monkeypatch.setattr(remote, "EVERY", 60.0)
+    read, sent = Mirror._read, []
+    pipe = type(fsspec.filesystem("memory")).pipe_file
+
+    def send(self, path, data, **options):
+        sent.append(path)
+        return pipe(self, path, data, **options)
+
+    with Run.create("memory://runs", "one", {}) as run, Run.create(run.path, "b", {}) as inner:
+        inner.write("a.bin", b"1")
+        inner.mark("first")
+        run.mark("begun")
+        seen = []
+
+        def go_on(mirror, name):
+            seen.append(name)
+            data = read(mirror, name)
+            inner.write(f"{len(seen)}.json", [])  # the work goes on as the files are read
+            inner.mark(f"{len(seen)}")
+            run.mark(f"b has {len(seen)}")
+            return data
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Mirror, "_read", go_on)
+            patch.setattr(type(fsspec.filesystem("memory")), "pipe_file", send)
+            run._keeping.mirror.push()
+        there = content()
+        marked = {name for name in json.loads(there["b/stages.json"]) if name.isdecimal()}
+        assert marked <= {name[2:-5] for name in there if name.startswith("b/")}
+        told = {name[6:] for name in json.loads(there["stages.json"]) if name.startswith("b has ")}
+        assert told <= marked
+        names = [path.rpartition("runs/one/")[2] for path in sent]
+        assert names[-3:] == ["b/stages.json", "stages.json", HEAD]
+        run._keeping.mirror.push()
+        assert content()["b/stages.json"] == (inner.path / "stages.json").read_bytes()
+
+
 def test_two_machines_do_not_work_on_one_run(monkeypatch, tmp_path):
     monkeypatch.setattr(remote.socket, "gethostname", lambda: "first")
     with Run.create("memory://runs", "one", {}):
@@ -113,13 +165,8 @@ def test_two_machines_do_not_work_on_one_run(monkeypatch, tmp_path):
 def test_a_lease_of_one_that_died_is_taken_over(monkeypatch, tmp_path):
     run = Run.create("memory://runs", "one", {})
     run.write("log.jsonl", b'{"ask": 0}\n')
-    keeping = run._keeping
-    keeping.mirror.push()
-    keeping._stop.set()  # as if it were killed: nothing is given back
-    keeping._thread.join()
-    Keeping._active.clear()
-    run._keeping = None
-    run.close()
+    run._keeping.mirror.push()
+    killed(monkeypatch, run)
     head = json.loads(content()[HEAD])
     head["lease"]["host"] = "elsewhere"
     where = fsspec.filesystem("memory")
@@ -131,6 +178,42 @@ def test_a_lease_of_one_that_died_is_taken_over(monkeypatch, tmp_path):
     where.pipe_file("/runs/one/" + HEAD, json.dumps(head).encode())
     with Run.create("memory://runs", "one", {}) as run:
         assert run.file("log.jsonl").read_bytes() == b'{"ask": 0}\n'
+
+
+@pytest.mark.parametrize("every", [0.05, 60.0])
+def test_a_lease_is_renewed_while_an_upload_lasts(monkeypatch, every):
+    monkeypatch.setattr(remote, "EVERY", every)
+    monkeypatch.setattr(remote, "LAPSE", 0.2)
+    files, renewed = type(fsspec.filesystem("memory")), []
+    original = files.pipe_file
+
+    def slow(self, path, data, **options):
+        if path.endswith("large.bin"):
+            began, until = json.loads(content()[HEAD]), time.monotonic() + 10
+            while (now := json.loads(content()[HEAD])) == began and time.monotonic() < until:
+                time.sleep(0.01)
+            renewed.append((began, now))
+        return original(self, path, data, **options)
+
+    monkeypatch.setattr(files, "pipe_file", slow)
+    with Run.create("memory://runs", "one", {}) as run:
+        run.write("large.bin", b"1")
+        until = time.monotonic() + 20
+        while every < 1 and not renewed and time.monotonic() < until:
+            time.sleep(0.01)
+    began, now = renewed[0]
+    assert now["lease"].pop("at") > began["lease"].pop("at")
+    assert now == began  # of the same version: the upload has not ended
+    assert "lease" not in json.loads(content()[HEAD])
+
+
+def test_a_lease_that_was_taken_over_is_not_taken_back(monkeypatch):
+    monkeypatch.setattr(remote, "EVERY", 60.0)
+    with Run.create("memory://runs", "one", {}) as run:
+        for other in ({"version": 7, "lease": {"owner": "another", "at": 0.0}}, {"version": 7}):
+            run._keeping.mirror._put(other)
+            run._keeping.mirror.renew()
+            assert json.loads(content()[HEAD]) == {"format": 1, **other}
 
 
 def test_what_is_older_here_is_moved_aside_and_what_is_newer_goes_on(monkeypatch, tmp_path):
@@ -158,6 +241,76 @@ def test_what_is_older_here_is_moved_aside_and_what_is_newer_goes_on(monkeypatch
     with Run.create("memory://runs", "one", {}) as run:
         assert run.read("who.json") == ["not uploaded yet"]
     assert json.loads(content()["who.json"]) == ["not uploaded yet"]
+
+
+def test_who_looks_at_a_run_before_its_first_upload_leaves_its_folder(monkeypatch):
+    monkeypatch.setattr(remote, "EVERY", 60.0)
+    with Run.create("memory://runs", "one", {}) as run:
+        monkeypatch.setattr(Keeping, "_active", {})  # as another process
+        remote.fetch(run.path)
+        with pytest.raises(RunConflict, match="in use by process"):
+            Run.create("memory://runs", "one", {})
+        run.write("late.json", [])
+        assert aside(run) == []
+        assert run.read("late.json") == []
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_folder_that_is_worked_on_here_does_not_make_way(monkeypatch, within):
+    with Run.create("memory://runs", "one", {}) as run:
+        run.write("here.json", [])
+    with Run.create(run.path, "inner", {}) if within else Run.create(run.path.parent, "one", {}):
+        monkeypatch.setattr(Keeping, "_active", {})
+        Mirror.of(run.path).known.unlink()
+        remote.fetch(run.path)
+        with pytest.raises(RunConflict, match="in use by another process"):
+            Mirror.of(run.path).pull()
+        assert aside(run) == []
+        assert run.read("here.json") == []
+
+
+def test_what_was_done_before_the_first_upload_goes_on_after_a_kill(monkeypatch):
+    monkeypatch.setattr(remote, "EVERY", 60.0)
+    run = Run.create("memory://runs", "one", {})
+    run.write("one.json", ["hours"])
+    killed(monkeypatch, run)
+    assert set(content()) == {HEAD}
+    with Run.create("memory://runs", "one", {}) as run:
+        assert run.read("one.json") == ["hours"]
+
+
+@pytest.mark.parametrize("arrived", [False, True])
+def test_an_upload_of_which_the_end_is_not_heard_is_gone_on_from(monkeypatch, tmp_path, arrived):
+    monkeypatch.setattr(remote, "EVERY", 60.0)
+    run = Run.create("memory://runs", "one", {})
+    run.write("one.json", ["first"])
+    lease = Mirror._lease
+
+    def lost(mirror, version):
+        if arrived:
+            lease(mirror, version)
+        raise ConnectionError("reset")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Mirror, "_lease", lost)
+        with pytest.raises(RemoteFailed):
+            run._keeping.mirror.push()
+    run.write("one.json", ["hours"])
+    killed(monkeypatch, run)
+    with Run.create("memory://runs", "one", {}) as run:
+        assert run.read("one.json") == ["hours"]
+        run.write("one.json", ["days"])
+        with monkeypatch.context() as patch:
+            patch.setattr(Mirror, "_lease", lost)
+            with pytest.raises(RemoteFailed):
+                run._keeping.mirror.push()
+        killed(monkeypatch, run)
+    another_machine(monkeypatch, tmp_path)
+    with Run.create("memory://runs", "one", {}) as run:
+        run.write("one.json", ["elsewhere"])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here"))
+    with Run.create("memory://runs", "one", {}) as run:
+        assert run.read("one.json") == ["elsewhere"]  # by one upload as well, and not mistaken
 
 
 def test_runs_within_a_run_are_part_of_it(monkeypatch, tmp_path):
@@ -195,6 +348,28 @@ def test_an_address_that_is_none_and_one_that_fails(monkeypatch):
         run.close()
     assert (run.path / "late.json").is_file()
     monkeypatch.undo()
+
+
+def test_a_marker_that_was_not_made_here_for_this_user_is_not_believed(monkeypatch, tmp_path):
+    Run.create("memory://runs", "one", {}).close()
+    root = rooted("memory://runs")
+    assert Mirror.of(root / "one").address == "memory://runs/one"
+    (tmp_path / MARKER).write_bytes((root / MARKER).read_bytes())
+    assert Mirror.of(tmp_path / "runs" / "one") is None
+    assert remote.given(tmp_path) == str(tmp_path)
+    remote.glimpse(tmp_path)
+    assert not (tmp_path / "one").exists()
+    monkeypatch.setattr(os, "geteuid", lambda: (root / MARKER).stat().st_uid + 1)
+    assert Mirror.of(root / "one") is None
+    assert remote.given(root) == str(root)
+    with pytest.raises(InvalidOption, match="belongs to another user; set XDG_CACHE_HOME to a"):
+        rooted("memory://runs")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"address": 3}', "\0"])
+def test_a_marker_that_says_nothing_is_none(tmp_path, text):
+    (tmp_path / MARKER).write_text(text)
+    assert Mirror.of(tmp_path / "one") is None
 
 
 def test_a_password_in_an_address_is_not_shown(monkeypatch):

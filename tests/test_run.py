@@ -1,5 +1,8 @@
 """The run folder: whole files only, one writer, and the same settings or none."""
 
+import errno
+import fcntl
+import os
 import resource
 import signal
 import subprocess
@@ -11,7 +14,10 @@ import pandas
 import pytest
 
 from mixnas.errors import InvalidOption, RunConflict, StorageFull
-from mixnas.run import Run, opened, runs
+from mixnas.jobs.runs import runs as listed
+from mixnas.jobs.show import open_run
+from mixnas.remote import rooted
+from mixnas.run import Run, agree, opened, runs
 
 SETTINGS = {"space": {"image": 224, "mixers": ("aff", "hilo")}, "seed": 0, "budget": ["1.5GFLOPs"]}
 
@@ -100,6 +106,28 @@ run.write("figures/best.json", dict(a=1))
         assert not run.file("figures/best.json").exists()
 
 
+def test_what_is_half_written_in_a_run_within_is_left_to_that_one(run, tmp_path):
+    for half in ("one/.best.json.7.tmp", "one/figures/deep/.front.png.7.tmp"):
+        (tmp_path / half).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / half).write_bytes(b"")
+    begun = tmp_path / "one" / "audit"  # so far it has no more than its lock
+    begun.mkdir()
+    (begun / ".lock").touch()
+    with Run.create(run.path, "retrain", {}) as inner:
+        inner.write("deep/one.json", {})
+        kept = {inner.path / ".checkpoint.pt.7.tmp", inner.path / "deep" / ".one.json.7.tmp"}
+        kept.add(begun / ".run.json.7.tmp")
+        for half in kept:
+            half.write_bytes(b"")
+        run.close()
+        Run.create(tmp_path, "one", SETTINGS).close()
+        assert set(tmp_path.rglob("*.tmp")) == kept
+        Run.open(run.path, lock=True).close()
+        assert set(tmp_path.rglob("*.tmp")) == kept
+    Run.open(inner.path, lock=True).close()
+    assert set(tmp_path.rglob("*.tmp")) == {begun / ".run.json.7.tmp"}
+
+
 def test_full_disk_keeps_what_was_there(tmp_path):
     code = f"""
 import resource, sys
@@ -184,6 +212,45 @@ def test_missing_things_are_named(run, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidOption, match="cannot be made"):
         Run.create(tmp_path / "file", "one", {})
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_is_one_line(monkeypatch, tmp_path, number):
+    def refuse(handle, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(InvalidOption, match=r"run .*one: its file system has no locks") as caught:
+        Run.create(tmp_path, "one", {})
+    assert "--runs folder on a local disk" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda root: Run.create(root, "one", {}),
+        lambda root: Run.open(root / "one"),
+        lambda root: Run.open(root / "one", lock=True),
+        lambda root: agree(root, "one", {}),
+        lambda root: open_run("one", root),
+        listed,
+        rooted,
+    ],
+)
+@pytest.mark.parametrize("below", ["", "a/b"])
+def test_a_folder_that_may_not_be_entered_is_one_line(monkeypatch, tmp_path, ask, below):
+    closed, stat = tmp_path / "closed", Path.stat
+
+    def refuse(path, **options):  # as the system would, were we not root
+        if closed in path.parents:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(InvalidOption, match=r"folder .*closed.* may not be entered") as caught:
+        ask(closed / below)
+    assert "\n" not in str(caught.value)
 
 
 def test_needs_no_torch():

@@ -26,7 +26,7 @@ from ray.util.client import ray as client
 from mixnas.cluster.crew import Crew, Node, Note
 from mixnas.cluster.head import watched
 from mixnas.cluster.roll import roll
-from mixnas.errors import EvaluationFailed, InvalidOption, RunConflict, StorageFull
+from mixnas.errors import EvaluationFailed, InvalidOption, MixnasError, StorageFull
 from mixnas.storage import Held
 
 STORE = 256 * 1024**2
@@ -322,7 +322,7 @@ def scratch() -> Iterator[Path]:
     if len(str(root)) + len("/mixnas-12345678") > SOCKET_ROOM:
         root = Path("/tmp")
     for old in root.glob("mixnas-*/lock"):
-        with suppress(RunConflict, OSError):
+        with suppress(MixnasError, OSError):  # in use, or another user's
             left = Held(old, "scratch folder")
             shutil.rmtree(old.parent, ignore_errors=True)
             left.close()
