@@ -212,10 +212,11 @@ class _Worker(tune.Trainable):
     ) -> None:
         self._broken: str | None = None
         self._batch = config["batch"]
-        if version != roll.version():  # of a machine that joined after the roll
+        here = roll.version()
+        if version != here:  # of a machine that joined after the roll
             self._broken = (
-                f"machine {gethostname()} has mixnas {roll.version()}, the driver {version}; install "
-                "the same on all"
+                f"machine {gethostname()} has mixnas {here}, the driver {version}; install the same "
+                "on all"
             )
             return
         try:
