@@ -366,8 +366,15 @@ class Mirror:
         self._version = version
 
     def _refuse(self, head: Mapping[str, Any] | None) -> None:
-        """Refuse to work on what another process works on."""
-        lease = (head or {}).get("lease")
+        """Refuse to work on what another process works on, or has changed meanwhile."""
+        head = head or {}
+        if int(head.get("version", self._version)) not in (self._version, self._coming):
+            raise RunConflict(
+                f"run {_shown(self.address)} was taken over by another machine meanwhile, and has "
+                f"changed there; what was done here is whole in {self.path} until the same command "
+                "is repeated: that moves it aside, and goes on from what is there"
+            )
+        lease = head.get("lease")
         if not lease or lease.get("owner") == self.owner:
             return
         silent = time.time() - float(lease.get("at", 0))

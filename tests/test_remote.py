@@ -209,11 +209,14 @@ def test_a_lease_is_renewed_while_an_upload_lasts(monkeypatch, every):
 
 def test_a_lease_that_was_taken_over_is_not_taken_back(monkeypatch):
     monkeypatch.setattr(remote, "EVERY", 60.0)
-    with Run.create("memory://runs", "one", {}) as run:
-        for other in ({"version": 7, "lease": {"owner": "another", "at": 0.0}}, {"version": 7}):
-            run._keeping.mirror._put(other)
-            run._keeping.mirror.renew()
-            assert json.loads(content()[HEAD]) == {"format": 1, **other}
+    run = Run.create("memory://runs", "one", {})
+    for other in ({"version": 7, "lease": {"owner": "another", "at": 0.0}}, {"version": 7}):
+        run._keeping.mirror._put(other)
+        run._keeping.mirror.renew()
+        assert json.loads(content()[HEAD]) == {"format": 1, **other}
+    with pytest.raises(RunConflict, match="was taken over by another machine meanwhile"):
+        run.close()
+    assert json.loads(content()[HEAD]) == {"format": 1, "version": 7}
 
 
 def test_what_is_older_here_is_moved_aside_and_what_is_newer_goes_on(monkeypatch, tmp_path):

@@ -215,8 +215,8 @@ class _Worker(tune.Trainable):
         here = roll.version()
         if version != here:  # of a machine that joined after the roll
             self._broken = (
-                f"machine {gethostname()} has mixnas {here}, the driver {version}; install the same "
-                "on all"
+                f"machine {gethostname()} has mixnas {here}, the driver {version}; install the "
+                "same on all"
             )
             return
         try:
