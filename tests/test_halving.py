@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixnas.errors import RunConflict
 from mixnas.jobs import retrained
 from mixnas.jobs.halving import (
     ASHA,
@@ -19,6 +20,7 @@ from mixnas.jobs.halving import (
     rungs,
     survivors,
 )
+from mixnas.jobs.retrain_settings import RetrainSettings
 from mixnas.jobs.sweep_races import DIVERGED, Races
 from mixnas.jobs.sweep_settings import SweepSettings, named
 from mixnas.run import Run
@@ -192,3 +194,19 @@ def test_a_budget_waits_for_all_its_searches(swept):
     assert list(races.budgets) == [SMALL]
     assert races.told("micro-8MFLOPs-seed1")["retraining"] is None
     assert races.told("micro-8MFLOPs-seed0")["retraining"] == "waiting"
+
+
+def test_a_retraining_by_hand_takes_no_part_and_is_named(swept):
+    run, asked = swept
+    name = "micro-6MFLOPs-seed0"
+    by_hand = {"job": "retrain", "of": name, **RetrainSettings("x", epochs=300).to_dict()}
+    with Run.create(run.path / name, "retrain", by_hand) as kept:
+        kept.write("metrics.csv", "epoch,step,val_accuracy,val_loss\n1,1,0.9,0.1\n")
+    races = Races.of(run, asked)
+    assert races.figures[name] == {}
+    assert races.told(name)["retraining"] == "waiting"
+    with pytest.raises(RunConflict, match="retrain is a retraining of its own") as caught:
+        races.check()
+    assert "\n" not in str(caught.value)
+    kept.path.rename(kept.path.with_name("by-hand"))
+    Races.of(run, asked).check()

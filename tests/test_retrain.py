@@ -25,7 +25,7 @@ from mixnas.data import load
 from mixnas.errors import InvalidOption, RunConflict
 from mixnas.jobs.retrain import retrain
 from mixnas.jobs.retrain_settings import Conditions, RetrainSettings, command, words
-from mixnas.jobs.retraining import prepare, summary
+from mixnas.jobs.retraining import carry_out, prepare, summary
 from mixnas.jobs.settings import Silent
 from mixnas.jobs.subject import resolve
 from mixnas.model import Model
@@ -176,6 +176,19 @@ def test_a_signal_keeps_the_last_whole_step_and_says_how_to_go_on(arch, tmp_path
     assert f"mixnas retrain {arch} --epochs 400 --name stopped" in err
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert state["trainer"]["step"] > 0
+
+
+def test_a_curve_that_was_not_written_behind_its_checkpoint_is_made_whole(arch, tmp_path):
+    settings, alone = RetrainSettings(str(arch), epochs=2), World.alone("cpu")
+    conditions = Conditions(device="cpu")
+    task = prepare(settings, conditions, tmp_path, "run", alone, Silent(), processes=1)
+    carry_out(task, Silent(), until=1)
+    curve = tmp_path / "run" / "metrics.csv"
+    whole = curve.read_bytes()
+    assert len(whole.splitlines()) == 2
+    curve.write_bytes(whole.splitlines(keepends=True)[0])
+    carry_out(task, Silent(), until=1)
+    assert curve.read_bytes() == whole
 
 
 def test_a_damaged_checkpoint_and_one_of_another_training_are_one_line(arch, tmp_path, cli):

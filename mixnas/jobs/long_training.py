@@ -105,6 +105,7 @@ class LongTraining:
             self.before = state["seconds"]
         except UNREADABLE:
             raise self.run.broken(CHECKPOINT) from None
+        self._draw()  # what stopped it may have come between the checkpoint and the curve
         self.listener.note(
             f"training goes on at step {self.trainer.step:,} of {self.trainer.recipe.steps:,}"
         )
@@ -216,8 +217,13 @@ class LongTraining:
             }
             torch.save(state, buffer)
             self.run.write(CHECKPOINT, buffer.getvalue())
-            self.run.write(CURVE, pandas.DataFrame(self.rows, columns=list(COLUMNS)))
+        self._draw()
         self.kept = time.perf_counter()
+
+    def _draw(self) -> None:
+        """Write the curve: in the first process."""
+        if self.world.main:
+            self.run.write(CURVE, pandas.DataFrame(self.rows, columns=list(COLUMNS)))
 
 
 def judged(

@@ -323,7 +323,9 @@ def begin_storage(problem: Problem) -> None:
 
 def _identity(problem: Problem, number: int) -> str:
     """Return what tells a round of a search from any other."""
-    return identity(problem.settings.to_dict() | {"run": problem.study}, number)
+    budget = list(map(str, problem.limits))  # however it was written
+    told = {**problem.settings.to_dict(), "budget": budget, "run": problem.study}
+    return identity(told, number)
 
 
 def mirror(

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mixnas.errors import RunConflict
 from mixnas.jobs import retrained
 from mixnas.jobs.halving import WORST, Figure, Standing, Stop, race, rungs
+from mixnas.jobs.retrain_settings import RetrainSettings
 from mixnas.jobs.sweep_settings import SweepSettings, named
 from mixnas.run import SETTINGS, Run
 
@@ -18,6 +20,8 @@ FOLDER = retrained.NAME
 """Of a retraining, in the folder of the search that found its network."""
 DIVERGED = "diverged"
 """The stage that a retraining is marked with that broke off; it is not tried again."""
+COMPARED = tuple(sorted(RetrainSettings("").to_dict().keys() - {"subject", "data"}))
+"""Settings by which a retraining is the sweep's, or another's."""
 COLUMNS = (
     "retrained", "retrained_error", "retraining", "stopped_at", "val_accuracy", "against",
     "retrained_in",
@@ -32,6 +36,7 @@ class Races:
     Attributes:
         sweep: its run.
         epochs: of a whole retraining.
+        seed: of each retraining.
         rungs: epochs after which retrainings of one budget are compared.
         holders: of each finished search, the search in whose folder its winner is retrained.
         budgets: of each budget whose searches are all done, who races: holders, each once.
@@ -40,6 +45,7 @@ class Races:
 
     sweep: Run
     epochs: int
+    seed: int
     rungs: tuple[int, ...]
     holders: Mapping[str, str]
     budgets: Mapping[tuple[str, ...], tuple[str, ...]]
@@ -62,7 +68,8 @@ class Races:
             for budget, names in groups.items()
             if all(name in winners for name in names)
         }
-        races = cls(sweep, epochs, rungs(epochs, asked.scheduling), holders, budgets, {})
+        ends = rungs(epochs, asked.scheduling)
+        races = cls(sweep, epochs, asked.seeds[0], ends, holders, budgets, {})
         for holder in dict.fromkeys(holders.values()):
             races.look(holder)
         return races
@@ -77,9 +84,34 @@ class Races:
         self.figures[holder] = {} if run is None else _reached(run, self.rungs)
 
     def retraining(self, holder: str) -> Run | None:
-        """Return the run of a holder's retraining, if it has been begun."""
+        """Return the run of a holder's retraining, if the sweep has begun it."""
         folder = self.sweep.path / holder / FOLDER
-        return Run.open(folder) if (folder / SETTINGS).is_file() else None
+        run = Run.open(folder) if (folder / SETTINGS).is_file() else None
+        return run if run is not None and self._ours(run, holder) else None
+
+    def check(self) -> None:
+        """Refuse a retraining by hand that stands where the sweep's own shall.
+
+        Raises:
+            RunConflict: names its folder.
+        """
+        for holder in self.figures:
+            folder = self.sweep.path / holder / FOLDER
+            if (folder / SETTINGS).is_file() and self.retraining(holder) is None:
+                raise RunConflict(
+                    f"{folder} is a retraining of its own, not the sweep's (epochs={self.epochs}, "
+                    f"seed={self.seed}, the recipe quick): it takes part in no race; rename that "
+                    "folder, then repeat the same command"
+                )
+
+    def task(self, holder: str) -> RetrainSettings:
+        """Return what the sweep asks of a holder's retraining."""
+        return RetrainSettings(str(self.sweep.path / holder), epochs=self.epochs, seed=self.seed)
+
+    def _ours(self, run: Run, holder: str) -> bool:
+        """Tell whether a retraining is what the sweep asks for."""
+        wanted = self.task(holder).to_dict()
+        return all(run.settings.get(key, wanted[key]) == wanted[key] for key in COMPARED)
 
     def next(self) -> tuple[str, int] | None:
         """Return who trains next and to which epoch, or None if all is done.

@@ -109,14 +109,12 @@ def retrain_winners(sweep: Run, asked: SweepSettings, device: str, listener: Lis
         MixnasError: for whatever else a user can mend.
     """
     races, tasks = Races.of(sweep, asked), dict[str, Task]()
+    races.check()
     while (wanted := races.next()) is not None:
         holder, epoch = wanted
         listener.note(f"retraining the winner of {holder} to epoch {epoch} of {races.epochs}")
         if holder not in tasks:
-            settings = RetrainSettings(
-                str(sweep.path / holder), epochs=asked.retrain, seed=asked.seeds[0]
-            )
-            tasks[holder] = _task(settings, asked, sweep.path, FOLDER, device)
+            tasks[holder] = _task(races.task(holder), asked, sweep.path, FOLDER, device)
         _train(tasks[holder], None if epoch == races.epochs else epoch, listener)
         before = set(races.stops())
         races.look(holder)
