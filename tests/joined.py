@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import ray
@@ -56,7 +57,8 @@ def serve(spill):
         spill: where a small object store overflows into; empty for a store of the usual size.
     """
     small = {"object_store_memory": 80 * 1024**2, "object_spilling_directory": spill}
-    head = {"num_cpus": 2, "ray_client_server_port": CLIENT, **(small if spill else {})}
+    served = {"ray_client_server_port": CLIENT} if find_spec("grpc") else {}
+    head = {"num_cpus": 2, **served, **(small if spill else {})}
     started = Cluster(initialize_head=True, head_node_args=head)
     print(json.dumps({"address": started.address}), flush=True)
     sys.stdin.read()

@@ -58,10 +58,11 @@ class Races:
         Raises:
             RunConflict: if a search's or a retraining's file is damaged.
         """
-        epochs = asked.retrain or 0
+        epochs, seed = asked.retrain or 0, asked.seeds[0]
         found = {named(settings): settings.budget for settings in asked.searches()}
         winners = {name: won for name in found if (won := _winner(sweep, name)) is not None}
-        holders = _holders(sweep, winners)
+        wanted = RetrainSettings("", epochs=epochs, seed=seed)
+        holders = _holders(sweep, winners, wanted)
         groups = {budget: _having(found, budget) for budget in dict.fromkeys(found.values())}
         budgets = {
             budget: tuple(dict.fromkeys(holders[name] for name in names))
@@ -69,7 +70,7 @@ class Races:
             if all(name in winners for name in names)
         }
         ends = rungs(epochs, asked.scheduling)
-        races = cls(sweep, epochs, asked.seeds[0], ends, holders, budgets, {})
+        races = cls(sweep, epochs, seed, ends, holders, budgets, {})
         for holder in dict.fromkeys(holders.values()):
             races.look(holder)
         return races
@@ -85,9 +86,7 @@ class Races:
 
     def retraining(self, holder: str) -> Run | None:
         """Return the run of a holder's retraining, if the sweep has begun it."""
-        folder = self.sweep.path / holder / FOLDER
-        run = Run.open(folder) if (folder / SETTINGS).is_file() else None
-        return run if run is not None and self._ours(run, holder) else None
+        return _begun(self.sweep, holder, self.task(holder))
 
     def check(self) -> None:
         """Refuse a retraining by hand that stands where the sweep's own shall.
@@ -107,11 +106,6 @@ class Races:
     def task(self, holder: str) -> RetrainSettings:
         """Return what the sweep asks of a holder's retraining."""
         return RetrainSettings(str(self.sweep.path / holder), epochs=self.epochs, seed=self.seed)
-
-    def _ours(self, run: Run, holder: str) -> bool:
-        """Tell whether a retraining is what the sweep asks for."""
-        wanted = self.task(holder).to_dict()
-        return all(run.settings.get(key, wanted[key]) == wanted[key] for key in COMPARED)
 
     def next(self) -> tuple[str, int] | None:
         """Return who trains next and to which epoch, or None if all is done.
@@ -221,14 +215,21 @@ def _winner(sweep: Run, name: str) -> str | None:
         raise run.broken(retrained.SUMMARY) from None
 
 
-def _holders(sweep: Run, winners: Mapping[str, str]) -> dict[str, str]:
+def _begun(sweep: Run, holder: str, wanted: RetrainSettings) -> Run | None:
+    """Return the retraining in a search's folder, if there is one, and it is what is wanted."""
+    folder = sweep.path / holder / FOLDER
+    if not (folder / SETTINGS).is_file():
+        return None
+    run, asked = Run.open(folder), wanted.to_dict()
+    ours = all(run.settings.get(key, asked[key]) == asked[key] for key in COMPARED)
+    return run if ours else None
+
+
+def _holders(sweep: Run, winners: Mapping[str, str], wanted: RetrainSettings) -> dict[str, str]:
     """Return in whose folder each winner is retrained: where it has begun, else the first."""
-
-    def begun(name: str) -> bool:
-        return (sweep.path / name / FOLDER / SETTINGS).is_file()
-
+    begun = {name: _begun(sweep, name, wanted) is not None for name in winners}
     holders: dict[str, str] = {}
-    for name in sorted(winners, key=lambda name: not begun(name)):  # stable: else the table's order
+    for name in sorted(winners, key=lambda name: not begun[name]):  # stable: else in table's order
         holders.setdefault(winners[name], name)
     return {name: holders[won] for name, won in winners.items()}
 
