@@ -13,9 +13,10 @@ driver spends on an architecture, early and late, and how its memory grows.
 
 ``ray``: real workers whose evaluations take no time, so that all that is measured is overhead: the
 median over batches of the time from one answer to the next, an architecture; early (from trial
-100) and late (up to the last). Then the workers' idle share when an evaluation takes 50 ms. Tune's
-bare figure comes first, in the same run. PASS if no more than 20 ms an architecture, late no more
-than twice early, and memory grows by less than 100 MB per 10,000 trials.
+100) and late (up to the last), in a fresh process for each number of workers. Then the workers'
+idle share when an evaluation takes 50 ms. Tune's bare figure comes first, in the same run. PASS if
+no more than 20 ms an architecture, late no more than twice early, and memory grows by less than
+100 MB per 10,000 trials.
 
 ``bare``: Tune alone, each trial reporting once: with an actor for each trial, and with actors used
 again, which is how mixnas uses it.
@@ -36,6 +37,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -265,8 +267,10 @@ def scale_in_ray(trials: int, workers: list[int], population: int, batch: int) -
     bare()
     good = True
     for number in workers:
-        early, late, grown = in_ray(trials, number, population, batch)
-        idle = idle_in_ray(number, population, batch, 0.05, 400)
+        fresh = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))  # memory of its own
+        with fresh as process:
+            early, late, grown = process.submit(in_ray, trials, number, population, batch).result()
+            idle = process.submit(idle_in_ray, number, population, batch, 0.05, 400).result()
         good = good and max(early, late) <= 20 and late <= 2 * early and grown < 100
         print(
             f"{number} workers, {trials:,} trials, generations of {population}, batches of {batch} "

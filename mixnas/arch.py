@@ -27,13 +27,20 @@ class Block:
 
     @classmethod
     def of(cls, mixer: str, ratio: float, **knobs: Knob) -> "Block":
-        """Build a block with its knobs as keywords."""
-        return cls(mixer, tuple(sorted(knobs.items())), ratio)
+        """Build a block with its knobs as keywords; equal blocks are one object, kept for good.
+
+        A search holds thousands of architectures, made of a few hundred different blocks.
+        """
+        block = cls(mixer, tuple(sorted(knobs.items())), ratio)
+        return _KNOWN.setdefault(repr(block), block)  # 1, 1.0 and True are equal, and three texts
 
     @property
     def options(self) -> dict[str, Knob]:
         """The knobs as a dictionary, ready for ``mixer(x, **options)``."""
         return dict(self.knobs)
+
+
+_KNOWN: dict[str, Block] = {}
 
 
 @dataclass(frozen=True)

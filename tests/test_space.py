@@ -70,6 +70,15 @@ def test_every_sample_belongs_and_survives_json(name, seed):
     assert space.only(arch).size() == 1
 
 
+def test_equal_blocks_are_one_object_and_numbers_stay_as_they_were_written():
+    one, again = (Block.of("hilo", 4.0, alpha=0.5, window=2) for _ in range(2))
+    assert one is again
+    kinds = [Block.of("hilo", ratio, window=window) for ratio in (1, 1.0) for window in (1, True)]
+    assert [(repr(b.ratio), repr(b.options["window"])) for b in kinds] == [
+        ("1", "1"), ("1", "True"), ("1.0", "1"), ("1.0", "True"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("name", shipped())
 def test_a_space_survives_its_dictionary(name):
     space = SearchSpace.load(name)
