@@ -59,21 +59,25 @@ def told(log: Path) -> list[int]:
     return [line["tell"] for line in lines if "tell" in line]
 
 
+def logs(sweep: Path) -> list[Path]:
+    return list(sweep.glob("*/log.jsonl"))
+
+
 def trains(sweep: Path, steps: int) -> bool:
     path = sweep / "status.json"
     status = json.loads(path.read_text()) if path.is_file() else {}
     return status.get("stage") == "training" and status["done"] >= steps
 
 
-def verdict(sweep: Path, names: list[str], trials: int) -> str:
+def verdict(sweep: Path, searches: int, trials: int) -> str:
     table = pandas.read_csv(sweep / "sweep.csv")
     records = [json.loads(path.read_text()) for path in sweep.glob("*/supernet.json")]
     trained = len({record["weights"] for record in records})
-    complete = [sorted(told(sweep / name / "log.jsonl")) == list(range(trials)) for name in names]
-    whole = trained == 1 and len(table) == len(names) and all(complete)
+    complete = [sorted(told(log)) == list(range(trials)) for log in logs(sweep)]
+    whole = trained == 1 and len(table) == len(complete) == searches and all(complete)
     return (
         f"{'PASS' if whole else 'FAIL'}: {trained} supernet, {len(table)} rows, "
-        f"{sum(complete)} of {len(names)} searches with each trial once"
+        f"{sum(complete)} of {searches} searches with each trial once"
     )
 
 
@@ -97,16 +101,15 @@ def main() -> int:
     words = ["sweep", "--budget", asked.budgets, "--seed", asked.seeds, *common, "--name", "study"]
     each = list(product(asked.budgets.split(","), asked.seeds.split(",")))
     sweep = asked.runs / "study"
-    names = [f"{Path(asked.space).stem}-{budget}-seed{seed}" for budget, seed in each]
     half = len(each) * asked.trials // 2
     moments = [
         lambda: trains(sweep, 50),
-        lambda: sum(len(told(sweep / name / "log.jsonl")) for name in names) >= half,
+        lambda: sum(len(told(log)) for log in logs(sweep)) >= half,
     ]
     parts = [killed(words, asked.runs, moment) for moment in moments[: asked.kills]]
     together = sum(parts) + finish(words, asked.runs)
     print(f"the sweep, killed {asked.kills} times: {together:,.0f} s", flush=True)
-    print(verdict(sweep, names, asked.trials), flush=True)
+    print(verdict(sweep, len(each), asked.trials), flush=True)
     apart = 0.0
     for budget, seed in each:
         apart += finish(["search", "--budget", budget, "--seed", seed, *common], asked.runs)
