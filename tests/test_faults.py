@@ -152,6 +152,7 @@ def test_a_killed_driver_of_a_joined_cluster_is_repeated_and_loses_nothing(tmp_p
     with served(tmp_path) as address:
         with driver(address, log, 0.3) as first:
             await_tells(log, 12, first)
+            first.send_signal(signal.SIGSTOP)  # else it might end while the second one starts
             with driver(address, log, 0) as second:  # two drivers on one run
                 _, said = second.communicate()
             assert second.returncode == 2
