@@ -112,7 +112,8 @@ def main() -> int:
     print(verdict(sweep, len(each), asked.trials), flush=True)
     apart = 0.0
     for budget, seed in each:
-        apart += finish(["search", "--budget", budget, "--seed", seed, *common], asked.runs)
+        words = ["search", "--budget", budget, "--seed", seed, "--fresh", *common]
+        apart += finish(words, asked.runs)
         print(f"  {budget}, seed {seed}: {apart:,.0f} s in all so far", flush=True)
     ratio = apart / together
     print(f"{len(each)} separate searches: {apart:,.0f} s, {ratio:.2f} times as long as the sweep")

@@ -230,7 +230,7 @@ class Mirror:
             RunConflict: if it is older, and a process of this machine works on it.
             RemoteFailed: if the address cannot be reached, or the copy cannot be read.
         """
-        with self._reaching("read"):
+        with self._reaching("read"), self._alone():
             head = self._head()
             if head is None:
                 return self.path.is_dir()
@@ -256,8 +256,10 @@ class Mirror:
             return [name for name in names if self._files.exists(f"{above}/{name}/{HEAD}")]
 
     def peep(self) -> None:
-        """Bring the run's small files only; whoever opens it brings the rest."""
-        with self._reaching("read"):
+        """Bring the run's small files only, unless it is here; whoever opens it brings the rest."""
+        with self._reaching("read"), self._alone():
+            if self.path.exists():
+                return
             for name in SMALL:
                 with suppress(FileNotFoundError):
                     write(self.path / name, self._files.cat_file(f"{self._where}/{name}"))
@@ -326,6 +328,16 @@ class Mirror:
         """Give the lease back."""
         with self._reaching("write"):
             self._put({"version": self._version})
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Wait for other processes of this machine that bring the run: it is brought once."""
+        self.known.parent.mkdir(parents=True, exist_ok=True)
+        lock = Held(self.known.with_suffix(LOCK), "run", wait=True)
+        try:
+            yield
+        finally:
+            lock.close()
 
     def _connect(self) -> None:
         if self._files is None:

@@ -118,9 +118,15 @@ class Run:
             RunConflict: if there is no such run, or it is in use and the lock is wanted.
         """
         path = placed(path)
-        keeping = Keeping.begin(path) if lock else None
+        fetch(path)
+        _check_is_run(path)
+        if not lock:
+            return cls(path, _read_settings(path))
+        keeping = Keeping.begin(path)
         try:
-            return cls._opened(path, lock, keeping)
+            held = Held(path / LOCK, "run")
+            _sweep(path)
+            return cls(path, _read_settings(path), held, keeping)
         except BaseException:
             if keeping is not None:
                 keeping.abandon()
@@ -136,23 +142,8 @@ class Run:
         Raises:
             RunConflict: if there is no such run.
         """
-        if not (Path(path) / SETTINGS).is_file():
-            raise RunConflict(f"no run in {path}")
+        _check_is_run(Path(path))
         return cls(Path(path), _read_settings(Path(path)))
-
-    @classmethod
-    def _opened(cls, path: Path, lock: bool, keeping: Keeping | None) -> Self:
-        if not lock:
-            fetch(path)
-        if not (path / SETTINGS).is_file():
-            known = [folder.name for folder in _folders(path.parent)]
-            hint = did_you_mean(path.name, known) if known else "there are no runs there"
-            raise RunConflict(f"no run '{path.name}' in {path.parent}; {hint}")
-        if not lock:
-            return cls(path, _read_settings(path))
-        held = Held(path / LOCK, "run")
-        _sweep(path)
-        return cls(path, _read_settings(path), held, keeping)
 
     @property
     def name(self) -> str:
@@ -309,6 +300,14 @@ def _check_is_ours(path: Path) -> None:
             f"{path} is not a run: it holds {strangers[0]} but no {SETTINGS}; "
             "give another --name or move the folder away"
         )
+
+
+def _check_is_run(path: Path) -> None:
+    """Refuse a folder that is no run's, naming the runs beside it."""
+    if not (path / SETTINGS).is_file():
+        known = [folder.name for folder in _folders(path.parent)]
+        hint = did_you_mean(path.name, known) if known else "there are no runs there"
+        raise RunConflict(f"no run '{path.name}' in {path.parent}; {hint}")
 
 
 def _sweep(path: Path) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from errno import EDQUOT, EFBIG, EMLINK, ENOLCK, ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, EXDEV
 from pathlib import Path
 from pickle import UnpicklingError
+from threading import get_native_id
 
 from mixnas.errors import InvalidOption, RunConflict, StorageFull
 
@@ -19,7 +20,7 @@ def write(path: Path, data: bytes) -> None:
         InvalidOption: if a file stands where the folder has to be.
         StorageFull: if the disk is full; what was there before is kept.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{get_native_id()}.tmp")
     with guarded(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +51,7 @@ def link(source: Path, target: Path) -> None:
     Raises:
         StorageFull: if the disk is full.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{get_native_id()}.tmp")
     with guarded(target):
         try:
             temporary.unlink(missing_ok=True)
@@ -111,6 +112,8 @@ UNREADABLE: tuple[type[Exception], ...] = (
 class Held:
     """A file open to append to, locked for its holder until closed, forgotten or killed.
 
+    With ``wait``, another holder is waited for.
+
     Attributes:
         handle: the file's descriptor.
 
@@ -120,7 +123,7 @@ class Held:
         StorageFull: if it has to be made and the disk is full.
     """
 
-    def __init__(self, path: Path, what: str) -> None:
+    def __init__(self, path: Path, what: str, *, wait: bool = False) -> None:
         self.handle = -1
         try:
             with guarded(path):
@@ -132,7 +135,7 @@ class Held:
                 "of your own, or change its permissions"
             ) from None
         try:
-            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             self.close()
             raise RunConflict(

@@ -196,10 +196,12 @@ def test_a_budget_waits_for_all_its_searches(swept):
     assert races.told("micro-8MFLOPs-seed0")["retraining"] == "waiting"
 
 
-def test_a_retraining_by_hand_takes_no_part_and_is_named(swept):
+@pytest.mark.parametrize("other", [{"epochs": 300}, {"found": {"data": "other images"}}])
+def test_a_retraining_by_hand_takes_no_part_and_is_named(swept, other):
     run, asked = swept
     name = "micro-6MFLOPs-seed0"
-    by_hand = {"job": "retrain", "of": name, **RetrainSettings("x", epochs=300).to_dict()}
+    sweeps = RetrainSettings("x", epochs=asked.retrain, seed=asked.seeds[0]).to_dict()
+    by_hand = {"job": "retrain", "of": name, **sweeps, **other}
     with Run.create(run.path / name, "retrain", by_hand) as kept:
         kept.write("metrics.csv", "epoch,step,val_accuracy,val_loss\n1,1,0.9,0.1\n")
     races = Races.of(run, asked)

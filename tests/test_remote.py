@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pytest
@@ -256,6 +257,35 @@ def test_who_looks_at_a_run_before_its_first_upload_leaves_its_folder(monkeypatc
         run.write("late.json", [])
         assert aside(run) == []
         assert run.read("late.json") == []
+
+
+@pytest.mark.parametrize("lock", [False, True])
+def test_a_run_that_is_not_there_leaves_nothing_there(lock):
+    with Run.create("memory://runs", "one", {}):
+        pass
+    before = content("memory://runs")
+    with pytest.raises(RunConflict, match=r"no run 'ome' in .*did you mean 'one'"):
+        Run.open("memory://runs/ome", lock=lock)
+    assert content("memory://runs") == before
+
+
+def test_two_who_read_a_run_at_once_bring_it_once(monkeypatch, tmp_path):
+    with Run.create("memory://runs", "one", {}) as run:
+        run.write("large.json", ["hours"])
+    another_machine(monkeypatch, tmp_path)
+    download, brought = Mirror._download, []
+
+    def slow(mirror):
+        time.sleep(0.2)
+        brought.append(mirror.path)
+        download(mirror)
+
+    monkeypatch.setattr(Mirror, "_download", slow)
+    with ThreadPoolExecutor(2) as readers:
+        asked = [readers.submit(Run.open, "memory://runs/one") for _ in range(2)]
+        assert all(run.result().read("large.json") == ["hours"] for run in asked)
+    assert len(brought) == 1
+    assert aside(asked[0].result()) == []
 
 
 @pytest.mark.parametrize("within", [False, True])

@@ -99,8 +99,8 @@ class Races:
             if (folder / SETTINGS).is_file() and self.retraining(holder) is None:
                 raise RunConflict(
                     f"{folder} is a retraining of its own, not the sweep's (epochs={self.epochs}, "
-                    f"seed={self.seed}, the recipe quick): it takes part in no race; rename that "
-                    "folder, then repeat the same command"
+                    f"seed={self.seed}, the recipe quick, the search's data): it takes part in no "
+                    "race; rename that folder, then repeat the same command"
                 )
 
     def task(self, holder: str) -> RetrainSettings:
@@ -222,7 +222,14 @@ def _begun(sweep: Run, holder: str, wanted: RetrainSettings) -> Run | None:
         return None
     run, asked = Run.open(folder), wanted.to_dict()
     ours = all(run.settings.get(key, asked[key]) == asked[key] for key in COMPARED)
-    return run if ours else None
+    searched = Run.open(folder.parent)
+    return run if ours and _data(run) == _data(searched) else None
+
+
+def _data(run: Run) -> Any:
+    """Return the fingerprint of a run's data, if it tells one."""
+    found = run.settings.get("found")
+    return found.get("data") if isinstance(found, dict) else None
 
 
 def _holders(sweep: Run, winners: Mapping[str, str], wanted: RetrainSettings) -> dict[str, str]:
