@@ -8,18 +8,21 @@ import threading
 import time
 from collections import Counter
 from contextlib import closing
+from dataclasses import replace
 
 import optuna
 import psutil
 import pytest
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from searched_run import problem
 from searching import SPACE, Toy, evaluate, finish
 
 from mixnas.asktell import Mirror, begin_study, check_storage, identity, mirror
 from mixnas.cli import main
 from mixnas.errors import InvalidOption
 from mixnas.evaluate import Failure, Score
+from mixnas.jobs.stages import begin_storage
 
 TOLD = identity({"seed": 3})
 
@@ -166,6 +169,14 @@ def test_a_study_of_another_search_is_refused(address):
     with pytest.raises(InvalidOption, match="study 'toy' is of another search; give another --sto"):
         begin_study(address, "toy", identity({"seed": 4}))
     begin_study(address, "other", identity({"seed": 4}))
+
+
+def test_a_study_is_the_searchs_however_its_budget_is_written(tmp_path):
+    address = f"sqlite:///{tmp_path / 'study.db'}"
+    for budget in ("8MFLOPs", "0.008GFLOPs"):
+        begin_storage(replace(problem(tmp_path, budget), storage=address))
+    with pytest.raises(InvalidOption, match="--name"):
+        begin_storage(replace(problem(tmp_path, "9MFLOPs"), storage=address))
 
 
 def test_a_study_made_by_hand_is_not_written_into(tmp_path):
