@@ -285,6 +285,7 @@ class Network(Intermediates):
         if not 0 <= drop_path < 1:
             raise InvalidOption(f"drop_path={drop_path!r} must be at least 0 and below 1")
         self.space = space
+        self._sole = space.sole
         self.sharing = sharing
         self.in_chans = in_chans
         self.num_classes = space.classes if num_classes is None else num_classes
@@ -305,7 +306,7 @@ class Network(Intermediates):
         self.norms = nn.ModuleDict({str(stride): LayerNorm(width[stride]) for stride in last})
         self.num_features = max(width[stride] for stride in last)
         self.head = self._classifier()
-        self.feature_info = [] if space.sole is None else _feature_info(space.sole)
+        self.feature_info = [] if self._sole is None else _feature_info(self._sole)
 
     def _stage(self, stride: int, rates: Iterator[float]) -> nn.ModuleList:
         genes = self.space.genes
@@ -341,7 +342,7 @@ class Network(Intermediates):
         self.recomputed = recomputer() if enable else None
 
     def _arch(self, arch: Architecture | None) -> Architecture:
-        arch = arch or self.space.sole
+        arch = arch or self._sole
         if arch is None:
             raise NotInSpace(
                 f"the network of space '{self.space.name}' holds many architectures: "

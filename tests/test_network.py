@@ -299,3 +299,11 @@ def test_an_unknown_block_is_not_silently_skipped(micro, rng):
     other = type(arch)(arch.stem, (type(stage)(stage.width, (alien,)), *arch.stages[1:]))
     with pytest.raises(KeyError):
         network(torch.zeros(1, 3, 64, 64), other)
+
+
+def test_a_networks_forward_pass_is_one_graph_to_the_compiler(micro):
+    network = build(micro.sample(random.Random(3)), 10).eval()
+    images = torch.randn(2, 3, 16, 16)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(compiled(images), network(images))
