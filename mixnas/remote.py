@@ -67,10 +67,14 @@ def rooted(runs: str | Path, cache: Path | None = None) -> Path:
         InvalidOption: if the address is of no kind that is known here (says what to install), or
             its folder cannot be made, or is another user's; if a folder may not be entered.
     """
+    if not str(runs).strip():
+        raise InvalidOption("runs '': it is empty; give a folder, or an address")
     if not is_address(runs):
         check_entered(Path(runs))
         return Path(runs)
     address = str(runs).rstrip("/")
+    if address.endswith(":"):
+        raise InvalidOption(f"address {runs}: names no place; give one such as s3://bucket/runs")
     _check(address)
     cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixnas"
     plain = re.sub(r"[^A-Za-z0-9.-]+", "-", re.sub(r"//[^/]*@", "//", address)).strip("-")
@@ -357,9 +361,10 @@ class Mirror:
             raise
         except Exception as error:
             said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            kept = f"what was done is whole in {self.path}: " if self.path.is_dir() else ""
             raise RemoteFailed(
-                f"{_shown(self.address)}: cannot {what} there ({said}); what was done is whole in "
-                f"{self.path}: see to the address and its credentials, then repeat the same command"
+                f"{_shown(self.address)}: cannot {what} there ({said}); {kept}see to the address "
+                "and its credentials, then repeat the same command"
             ) from error
 
     def _head(self) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from mixnas.errors import InvalidOption, RunConflict, RunDamaged, did_you_mean
-from mixnas.remote import Keeping, fetch, placed, rooted
+from mixnas.remote import Keeping, fetch, given, placed, rooted
 from mixnas.storage import Held, check_entered, guarded, write
 
 if TYPE_CHECKING:
@@ -307,7 +307,7 @@ def _check_is_run(path: Path) -> None:
     if not (path / SETTINGS).is_file():
         known = [folder.name for folder in _folders(path.parent)]
         hint = did_you_mean(path.name, known) if known else "there are no runs there"
-        raise RunConflict(f"no run '{path.name}' in {path.parent}; {hint}")
+        raise RunConflict(f"no run '{path.name}' in {given(path.parent)}; {hint}")
 
 
 def _sweep(path: Path) -> None:
@@ -361,6 +361,11 @@ def agree(root: str | Path, name: str, settings: Mapping[str, Any]) -> None:
 
 
 def _compare(path: Path, was: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    if was.get("job") != wanted.get("job"):
+        raise RunConflict(
+            f"run {path} was made by mixnas {was.get('job', 'search')}, not by mixnas "
+            f"{wanted.get('job', 'search')}; give another --name"
+        )
     differing = differences(was, wanted)
     # What was resolved follows from what was asked: it is named only where it alone differs.
     asked = [line for line in differing if not line.startswith(("found.", "inlined."))]

@@ -151,7 +151,7 @@ def test_a_dry_run_counts_the_control_before_it_is_chosen(run, seeds):
 
 @pytest.mark.drill
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_comparison_with_the_control_goes_on_where_it_was(run, problem, monkeypatch):
     settings = {"only": ["equal"], "seeds": 1, "epochs": 1, "workers": 2}
     plan = compare(run, **settings, dry_run=True)

@@ -2,6 +2,8 @@
 
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -54,6 +56,25 @@ def test_what_catches_every_error_does_not_catch_it():
 
     with pytest.raises(EvaluationFailed), head.watched("auto", "127.0.0.1:1"):
         stubborn()
+
+
+DEAF = """
+import signal, time
+from mixnas.cluster import head
+head.EVERY, head.PATIENCE, head.RELUCTANCE = 0.02, 0.3, 0.3
+signal.pthread_sigmask(signal.SIG_BLOCK, [head.SIGNAL])  # as inside a call that never looks up
+with head.watched("auto", "127.0.0.1:1"):
+    time.sleep(60)
+"""
+
+
+def test_a_call_that_cannot_be_interrupted_ends_with_the_process_in_the_same_line():
+    done = subprocess.run(
+        [sys.executable, "-c", DEAF], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("mixnas: the Ray cluster at auto was lost: its head, 127.0.0.1:1")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_head_that_answers_again_in_time_is_not_missed():

@@ -52,8 +52,10 @@ def sweep(
         str | None,
         typer.Argument(
             metavar="[FILE|NAME]",
-            help="A TOML file that says all of it: budget, seed, space, on, and any option of "
-            "mixnas search by its name. Or the name of a sweep, to go on with it as it was begun.",
+            help="A TOML file that says what is searched: budget, seed, space, on, retrain and "
+            "scheduler, and of mixnas search's options data, image, classes, mixers, epochs, time, "
+            "batch, resolution, device, trials, sampler, racing, population. Or the name of "
+            "a sweep, to go on with it as it was begun.",
         ),
     ] = None,
     budget: Annotated[

@@ -5,8 +5,8 @@ join one that runs.
 """
 
 from mixnas.cluster.crew import Crew
-from mixnas.cluster.local import check_dashboard, scratch
+from mixnas.cluster.local import check_dashboard, scratch, visit
 from mixnas.cluster.tasks import each
 from mixnas.cluster.trials import evaluate
 
-__all__ = ["Crew", "check_dashboard", "each", "evaluate", "scratch"]
+__all__ = ["Crew", "check_dashboard", "each", "evaluate", "scratch", "visit"]

@@ -140,7 +140,13 @@ def _amount(value: float, unit: str) -> str:
 def _check_address(address: str) -> None:
     host = address.removeprefix(CLIENT)
     named, colon, port = host.rpartition(":")
-    whole = bool(named) and bool(colon) and port.isdigit() and 0 < int(port) < 65536
+    whole = (
+        bool(named)
+        and "/" not in named
+        and bool(colon)
+        and port.isdigit()
+        and 0 < int(port) < 65536
+    )
     if address != "auto" and not whole:
         raise InvalidOption(
             f"address {address!r}: give auto (a cluster on this machine), HOST:PORT (from a machine"

@@ -23,8 +23,8 @@ from ray._private import auto_init_hook, ray_constants, worker
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 from ray.util.client import ray as client
 
-from mixnas.cluster.crew import Crew, Node, Note
-from mixnas.cluster.head import watched
+from mixnas.cluster.crew import CLIENT, Crew, Node, Note
+from mixnas.cluster.head import answers, watched
 from mixnas.cluster.roll import roll
 from mixnas.errors import EvaluationFailed, InvalidOption, MixnasError, StorageFull
 from mixnas.storage import Held
@@ -35,6 +35,8 @@ SOCKET_ROOM = 35
 """Longest scratch path: Ray's socket names add 70 characters, and the kernel allows 107."""
 CALLS = 3
 """How often a cluster is called through Ray's client before it counts as out of reach."""
+KNOCKS = 3
+"""How often somebody must be found not to listen at an address before nobody is there."""
 AGAIN = 5.0
 """Seconds after which the room of a cluster is looked up again."""
 
@@ -57,6 +59,7 @@ def connected(crew: Crew, *, carried: int = 0, note: Note | None = None) -> Iter
     if crew.address is None:
         _check_gpus(crew)
     _check_client(crew)
+    _check_there(crew)
     own = bool(os.environ.get("RAY_AUTH_TOKEN"))
     with ExitStack() as stack:
         folder = stack.enter_context(scratch())
@@ -71,6 +74,17 @@ def connected(crew: Crew, *, carried: int = 0, note: Note | None = None) -> Iter
                     head = ray.get_runtime_context().gcs_address
                     stack.enter_context(watched(crew.address, head))
         yield folder
+
+
+def visit(crew: Crew, note: Note | None = None) -> None:
+    """Join the cluster of a crew, if it has one, and leave it: what is wrong is told at once.
+
+    Raises:
+        InvalidOption, EvaluationFailed: as `connected` does.
+    """
+    if crew.address is not None:
+        with connected(crew, note=note):
+            pass
 
 
 def nodes() -> list[Node]:
@@ -132,6 +146,21 @@ def _check_client(crew: Crew) -> None:
             f"address {crew.address}: Ray's client needs grpcio, which is not installed here: pip "
             "install 'mixnas[cluster]', or give HOST:PORT on a machine of the cluster"
         )
+
+
+def _check_there(crew: Crew) -> None:
+    """Refuse an address where nobody listens: Ray would try for minutes, and say so at length."""
+    if crew.address in (None, "auto") or ray.is_initialized():
+        return
+    for left in reversed(range(KNOCKS)):
+        if answers(crew.address.removeprefix(CLIENT)):
+            return
+        if left:
+            time.sleep(1)
+    raise EvaluationFailed(
+        f"no Ray cluster could be joined at {crew.address}: nobody listens there; see that it runs "
+        "(ray status) and that this machine reaches it, then repeat the same command"
+    )
 
 
 def _check_gpus(crew: Crew) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 
 from mixnas.asktell import check_storage
-from mixnas.cluster import Crew, check_dashboard
+from mixnas.cluster import Crew, check_dashboard, visit
 from mixnas.jobs import across, reuse
 from mixnas.jobs.curves import FOLDER, check_curves, drawn, viewing
 from mixnas.jobs.finalists import name_winner
 from mixnas.jobs.problem import PLAN, Plan, Problem, prepare, rehearse, torch_device
+from mixnas.jobs.runs import finished
 from mixnas.jobs.settings import Listener, Settings, Silent, at_least, cores, seconds, written
 from mixnas.jobs.stages import (
     begin_storage,
@@ -161,6 +162,8 @@ def search(
     check_shared(problem, trains)
     if not dry_run:
         begin_storage(problem)
+    if not finished_in(problem):
+        visit(crew)  # before anything long
     plan = None if problem.begun and not dry_run else _planned(problem, crew, fresh)
     if plan and dry_run:
         listener.plan(plan.rows(problem) | shared(trains))
@@ -210,7 +213,7 @@ def crewed(
         InvalidOption: for numbers that no worker can have, an address that is none, or a dashboard
             that is not installed.
     """
-    limit = None if timeout is None else seconds(timeout)
+    limit = None if timeout is None else seconds(timeout, "trial-timeout")
     if address is not None:
         return Crew(workers, cpus, gpus or 0.0, address, limit, dashboard)
     crew = Crew(workers, cpus, gpus or 0.0, None, limit, dashboard)
@@ -220,6 +223,15 @@ def crewed(
     if gpus is None and torch_device(settings.device).type == "cuda":
         gpus = min(1.0, torch.cuda.device_count() / number)
     return replace(crew, workers=number, gpus=gpus or 0.0)
+
+
+def finished_in(member: Problem) -> bool:
+    """Tell whether a search has named its winner, and written all of it down."""
+    folder = member.runs / member.name
+    if not folder.is_dir():
+        return False
+    run = Run.open(folder)
+    return finished(run) and run.done("finalists")
 
 
 def training(settings: Settings, number: int | None, crew: Crew) -> Crew | None:

@@ -186,7 +186,7 @@ def among(name: str, value: str, known: tuple[str, ...]) -> None:
         raise InvalidOption(f"no {name} '{value}'; {did_you_mean(value, known)}")
 
 
-def seconds(time: object) -> float:
+def seconds(time: object, what: str = "time") -> float:
     """Read a length of time: ``"90s"``, ``"10m"``, ``"1h30m"``, or a number of seconds.
 
     Raises:
@@ -197,13 +197,13 @@ def seconds(time: object) -> float:
     match = re.fullmatch(rf"(-?)(?:{number}h)?(?:{number}m)?(?:{number}s)?", text.strip().lower())
     sign, *parts = match.groups() if match else ("",)
     if not any(parts):
-        raise InvalidOption(f"time '{text}': not a length of time; write 90s, 10m or 1h30m")
+        raise InvalidOption(f"{what} '{text}': not a length of time; write 90s, 10m or 1h30m")
     total = sum(float(n or 0) * unit for n, unit in zip(parts, (3600, 60, 1), strict=True))
     if total > MOST_SECONDS:
-        raise InvalidOption(f"time '{text[:40]}': more than a year; write 90s, 10m or 1h30m")
+        raise InvalidOption(f"{what} '{text[:40]}': more than a year; write 90s, 10m or 1h30m")
     if sign or total <= 0:
         raise InvalidOption(
-            f"time '{text}': it must be longer than nothing; write 90s, 10m or 1h30m"
+            f"{what} '{text}': it must be longer than nothing; write 90s, 10m or 1h30m"
         )
     return total
 

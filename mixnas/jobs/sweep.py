@@ -16,15 +16,14 @@ from typing import Any
 
 from mixnas import cluster
 from mixnas.asktell import Several, Trial
-from mixnas.cluster import Crew
+from mixnas.cluster import Crew, visit
 from mixnas.cost.limit import Limit
 from mixnas.errors import EvaluationFailed, InvalidOption, MixnasError
 from mixnas.jobs import reuse
 from mixnas.jobs.curves import drawn, viewing
 from mixnas.jobs.finalists import name_winner
 from mixnas.jobs.problem import PLAN, Plan, Problem, Stock, prepare, rehearse
-from mixnas.jobs.runs import finished
-from mixnas.jobs.search import check_views, crewed, patient, shared, training
+from mixnas.jobs.search import check_views, crewed, finished_in, patient, shared, training
 from mixnas.jobs.settings import Listener, Settings, Silent, cores, duration
 from mixnas.jobs.stages import (
     begin_storage,
@@ -146,6 +145,8 @@ def sweep(
     agree(runs, name, asked.to_dict())
     folder = runs / name
     groups = [_mirrored(group, name, storage) for group in _groups(asked, folder, trains, listener)]
+    if not all(finished_in(member) for group in groups for member in group.members):
+        visit(crew)  # before anything long
     plans = [_plan(group, crew) for group in groups]
     trunks = [group.trunk for group in groups]
     measured = None if asked.retrain is None else expected(asked, trunks, folder)
@@ -288,15 +289,6 @@ def _rows(
 def _once(members: Iterable[Problem]) -> list[Problem]:
     """Return one search of each budget."""
     return list({member.limits: member for member in members}.values())
-
-
-def finished_in(member: Problem) -> bool:
-    """Tell whether a search has named its winner, and written all of it down."""
-    folder = member.runs / member.name
-    if not folder.is_dir():
-        return False
-    run = Run.open(folder)
-    return finished(run) and run.done("finalists")
 
 
 def _do(

@@ -251,7 +251,8 @@ def _reached(run: Run, epochs: tuple[int, ...]) -> dict[int, Figure]:
     if not run.file(retrained.CURVE).is_file():
         return figures
     try:
-        for row in run.read(retrained.CURVE).to_dict("records"):
+        curve = run.read(retrained.CURVE)[["epoch", "val_accuracy", "val_loss"]]
+        for row in curve.to_dict("records"):
             if row["epoch"] in epochs:
                 figure = Figure(float(row["val_accuracy"]), float(row["val_loss"]))
                 figures[int(row["epoch"])] = figure

@@ -149,7 +149,10 @@ class SweepSettings:
         known = {each.name for each in fields(Settings)} - {"supernet_seed"} | {"on", *AFTER}
         for key in data:
             if key not in known:
-                raise InvalidOption(f"sweep {path}: no key '{key}'; {did_you_mean(key, known)}")
+                raise InvalidOption(
+                    f"sweep {path}: no key '{key}'; {did_you_mean(key, known)}; who works, where "
+                    "and on what folder is said by options"
+                )
         try:
             places = _checked("on", data.get("on", ()))
             swept = crossed(_budgets(data.get("budget", ())), places)
@@ -221,6 +224,8 @@ def _checked(key: str, value: Any) -> Any:
         raise TypeError(f"{key} {value!r}: text in quotation marks is needed")
     if key == "racing" and not isinstance(value, bool):
         raise TypeError(f"{key} {value!r}: true or false is needed")
+    if key == "mixers" and value == []:
+        raise TypeError("mixers []: name one at least, or leave it out for all")
     if key in ("mixers", "space", "on"):
         if not all(isinstance(each, str) for each in _list(value)):
             raise TypeError(f"{key} {value!r}: a name, or a list of names, is needed")

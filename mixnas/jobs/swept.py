@@ -1,7 +1,8 @@
 """What a sweep has found so far: a row for each search, and one front over all of them."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas
 from mixnas.errors import RunConflict
 from mixnas.jobs import runs as runs_module
 from mixnas.jobs import status as statuses
+from mixnas.jobs.settings import Settings
 from mixnas.jobs.sweep_races import Races
 from mixnas.jobs.sweep_settings import JOB, SUPERNET, SweepSettings, named
 from mixnas.run import Run
@@ -51,23 +53,25 @@ def table(run: Run, names: Iterable[str], failed: Mapping[str, str]) -> list[dic
     Raises:
         RunConflict: if a file of a search or a retraining is damaged.
     """
-    rows = [_row(run, name, failed.get(name)) for name in names]
     asked = settings_of(run)
+    searches = {named(settings): settings for settings in asked.searches()}
+    rows = [_row(run, name, searches[name], failed.get(name)) for name in names]
     if asked.retrain is None:
         return rows
     races = Races.of(run, asked)
     return [{**row, **races.told(row["search"])} for row in rows]
 
 
-def _row(sweep: Run, name: str, failed: str | None) -> dict[str, Any]:
-    settings, found = {}, {}
+def _row(sweep: Run, name: str, asked: Settings, failed: str | None) -> dict[str, Any]:
+    settings, found = asked.to_dict(), {}
     state, told = "waiting", ""
     if (sweep.path / name / "run.json").is_file():
         run = Run.open(sweep.path / name)
         settings = run.settings
         state, told = runs_module.state(run), runs_module.progress(run)
         if state == "finished":
-            found = run.read("summary.json")["winner"]
+            with _whole(run, "summary.json"):
+                found = dict(run.read("summary.json")["winner"])
     winner = {key: found.get(key) for key in ("accuracy", "standard_error", "flops", "params")}
     measured = {
         key: value.get("median") if isinstance(value, Mapping) else value
@@ -98,9 +102,11 @@ def front(run: Run, names: Iterable[str]) -> list[dict[str, Any]]:
     for name in names:
         if not (run.path / name / FRONT).is_file():
             continue
-        for point in Run.open(run.path / name).read(FRONT):
-            kept = {key: point.get(key) for key in ("id", "loss", "accuracy", "flops", "params")}
-            points.setdefault(point["id"], {"search": name, **kept, "arch": point["arch"]})
+        search = Run.open(run.path / name)
+        with _whole(search, FRONT):
+            for point in list(search.read(FRONT)):
+                kept = {key: point[key] for key in ("id", "loss", "accuracy", "flops", "params")}
+                points.setdefault(point["id"], {"search": name, **kept, "arch": point["arch"]})
     chosen: list[dict[str, Any]] = []
     for point in sorted(points.values(), key=lambda each: (each["flops"], each["loss"])):
         if not chosen or point["loss"] < chosen[-1]["loss"]:
@@ -131,10 +137,10 @@ def swept(run: Run) -> dict[str, Any]:
     Returns:
         run, folder, state (``finished``, ``working``, ``stopped``), rows (as in ``sweep.csv``),
         front (of what is finished), supernets, status (of the process at work, if it tells), and
-        again (the command that goes on).
+        again (the command that goes on, if it was stopped).
 
     Raises:
-        RunConflict: if the run is no sweep.
+        RunConflict: if the run is no sweep, or a file of it or of its searches is damaged.
     """
     if not is_sweep(run):
         raise RunConflict(
@@ -144,21 +150,31 @@ def swept(run: Run) -> dict[str, Any]:
     names = searches(run)
     status = statuses.read(run)
     alive = status is not None and status.alive(time.time())
-    kept = run.read(SUMMARY) if run.file(SUMMARY).is_file() else {}
-    failed = {
-        row["search"]: row["progress"]
-        for row in kept.get("rows", ())
-        if row.get("state") == "failed" and not alive
-    }
+    failed = {}
+    if run.file(SUMMARY).is_file() and not alive:
+        with _whole(run, SUMMARY):
+            rows = run.read(SUMMARY)["rows"]
+            failed = {row["search"]: row["progress"] for row in rows if row["state"] == "failed"}
+    done = run.done("sweep")
     return {
         "run": run.name,
         "folder": str(run.path),
-        "state": "finished" if run.done("sweep") else "working" if alive else "stopped",
+        "state": "finished" if done else "working" if alive else "stopped",
+        "again": None if done or alive else runs_module.command(run),
         "rows": table(run, names, failed),
         "front": front(run, names),
         "supernets": supernets(run),
         "status": status.to_dict() if status and alive else None,
     }
+
+
+@contextmanager
+def _whole(run: Run, name: str) -> Iterator[None]:
+    """Say that a file of a run is damaged, where what it holds is not what it should be."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise run.broken(name) from None
 
 
 def searches(run: Run) -> list[str]:

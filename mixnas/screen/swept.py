@@ -35,10 +35,12 @@ def _parts(found: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield heading("The front over all of them: the least loss at each FLOPs")
         yield _front(found["front"])
         yield Text(
-            "Accuracy and loss on the ranking images, by the supernet's weights; a supernet's "
-            "accuracy is not a trained network's."
+            "The front's loss and accuracy are those on the ranking images, as evaluated in the "
+            "search; a winner's accuracy above is that on the report images, which chose nothing. "
+            "Both by the supernet's weights: not a trained network's."
         )
-    yield rows({"folder": found["folder"]} | found.get("files", {}))
+    again = {"go on with": found["again"]} if found["again"] else {}
+    yield rows({"folder": found["folder"]} | found.get("files", {}) | again)
 
 
 def _state(found: Mapping[str, Any]) -> str:
