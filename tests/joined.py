@@ -87,6 +87,7 @@ def search(folder, what):
     }[what]
     error, began = "", time.monotonic()
     try:
+        cluster.visit(crew)  # as the command line does, before anything long
         cluster.evaluate(
             search, partial(judges, folder), crew, batch=2, progress=progress, note=notes.append
         )
