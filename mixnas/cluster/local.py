@@ -76,14 +76,14 @@ def connected(crew: Crew, *, carried: int = 0, note: Note | None = None) -> Iter
         yield folder
 
 
-def visit(crew: Crew, note: Note | None = None) -> None:
+def visit(crew: Crew) -> None:
     """Join the cluster of a crew, if it has one, and leave it: what is wrong is told at once.
 
     Raises:
         InvalidOption, EvaluationFailed: as `connected` does.
     """
     if crew.address is not None:
-        with connected(crew, note=note):
+        with connected(crew):
             pass
 
 

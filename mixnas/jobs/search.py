@@ -160,10 +160,10 @@ def search(
     listener = listener or Silent()
     problem = replace(prepare(settings, rooted(runs), name, listener), storage=storage)
     check_shared(problem, trains)
-    if not dry_run:
-        begin_storage(problem)
     if not finished_in(problem):
         visit(crew)  # before anything long
+    if not dry_run:
+        begin_storage(problem)
     plan = None if problem.begun and not dry_run else _planned(problem, crew, fresh)
     if plan and dry_run:
         listener.plan(plan.rows(problem) | shared(trains))

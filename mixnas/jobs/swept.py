@@ -11,6 +11,7 @@ import pandas
 from mixnas.errors import RunConflict
 from mixnas.jobs import runs as runs_module
 from mixnas.jobs import status as statuses
+from mixnas.jobs.retrained import FAULTS
 from mixnas.jobs.settings import Settings
 from mixnas.jobs.sweep_races import Races
 from mixnas.jobs.sweep_settings import JOB, SUPERNET, SweepSettings, named
@@ -173,7 +174,7 @@ def _whole(run: Run, name: str) -> Iterator[None]:
     """Say that a file of a run is damaged, where what it holds is not what it should be."""
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError):
+    except FAULTS:
         raise run.broken(name) from None
 
 
