@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
@@ -23,6 +23,8 @@ FORMAT = 1
 SETTINGS = "run.json"
 STAGES = "stages.json"
 LOCK = ".lock"
+FAULTS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+"""What a file that does not hold what it should makes its reader raise."""
 PACKAGES = ("mixnas", "torch", "torchvision", "timm", "optuna", "ray", "fvcore", "numpy", "pandas")
 
 Value: TypeAlias = "Mapping[str, Any] | list[Any] | str | bytes | pandas.DataFrame"
@@ -205,6 +207,21 @@ class Run:
             f"{self.file(name)} is damaged; remove it and repeat the command that made the run: "
             "what it held is made again"
         )
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[None]:
+        """While a file's content is taken apart: say that it is damaged, if it is not as it should.
+
+        Args:
+            name: of the file. What is done meanwhile should be about it alone.
+
+        Raises:
+            RunDamaged: in place of `FAULTS`.
+        """
+        try:
+            yield
+        except FAULTS:
+            raise self.broken(name) from None
 
     @property
     def stages(self) -> dict[str, dict[str, Any]]:

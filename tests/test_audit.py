@@ -475,11 +475,15 @@ def test_another_size_has_the_same_images_in_the_same_splits(problem):
 
 
 def test_another_recipe_or_a_folder_of_something_else_is_refused(run):
-    with Run.create(run.path, "taken", {"epochs": 1}):
-        pass
-    with pytest.raises(RunConflict, match=r"epochs: was 1, now 2.* --name"):
-        audit(run, epochs=2, name="taken", dry_run=True)
-    shutil.rmtree(run.file("taken"))
+    for made, told in (
+        ({"job": "audit", "epochs": 1}, r"epochs: was 1, now 2.* --name"),
+        ({"job": "compare", "epochs": 2}, r"by mixnas compare, not by mixnas audit; .* --name"),
+    ):
+        with Run.create(run.path, "taken", made):
+            pass
+        with pytest.raises(RunConflict, match=told):
+            audit(run, epochs=2, name="taken", dry_run=True)
+        shutil.rmtree(run.file("taken"))
 
 
 def kept_audit(run: Run, name: str, *keys: str, seeds: int = 3, summary: bool = True) -> Run:

@@ -101,6 +101,12 @@ class Problem:
         """Whether the run has a plan, by which it goes on."""
         return (self.runs / self.name / PLAN).exists()
 
+    @property
+    def trained(self) -> bool:
+        """Whether the run has its supernet."""
+        folder = self.runs / self.name
+        return self.begun and Run.open(folder).done("training")
+
     def open_run(self) -> Run:
         """Make the run's folder, or take it up again.
 

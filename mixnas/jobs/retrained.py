@@ -28,9 +28,6 @@ PRODUCTS = (
 JUDGEMENT = ("top1", "standard_error", "images", "flops", "recipe", "epochs")
 """Of a summary, what is told of a retraining in a search's folder."""
 
-FAULTS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
-"""What a file that is not what it should be makes its reader raise."""
-
 
 def is_retraining(run: Run) -> bool:
     """Say whether `mixnas retrain` made a folder."""
@@ -58,7 +55,7 @@ def progress(run: Run) -> str:
     """
     if finished(run) or not run.file(CURVE).is_file():
         return ""
-    try:
+    with run.reading(CURVE):
         curve = run.read(CURVE)
         if not len(curve):
             return ""
@@ -69,8 +66,6 @@ def progress(run: Run) -> str:
             f"epoch {float(last['epoch']):.4g} of {epochs:.4g}, "
             f"step {int(last['step']):,} of {steps:,} on record"
         )
-    except FAULTS:
-        raise run.broken(CURVE) from None
 
 
 def exports(run: Run) -> dict[str, Any]:
@@ -82,11 +77,9 @@ def exports(run: Run) -> dict[str, Any]:
     if not run.file(EXPORTS).is_file():
         return {}
     found = run.read(EXPORTS)
-    try:
+    with run.reading(EXPORTS):
         _ = [exported_cells(form, facts) for form, facts in found.items()]
         _ = dict(quantised_rows(found))
-    except FAULTS:
-        raise run.broken(EXPORTS) from None
     return dict(found)
 
 
@@ -161,10 +154,8 @@ def findings(run: Run) -> dict[str, Any]:
 def _summary(run: Run) -> dict[str, Any]:
     """Read what a finished retraining found; whatever can be read can be told."""
     summary = run.read(SUMMARY)
-    try:
+    with run.reading(SUMMARY):
         _ = dict(retrained_rows(summary)), float(summary["seconds"])
-    except FAULTS:
-        raise run.broken(SUMMARY) from None
     return dict(summary)
 
 

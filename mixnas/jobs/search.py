@@ -17,7 +17,6 @@ from mixnas.jobs import across, reuse
 from mixnas.jobs.curves import FOLDER, check_curves, drawn, viewing
 from mixnas.jobs.finalists import name_winner
 from mixnas.jobs.problem import PLAN, Plan, Problem, prepare, rehearse, torch_device
-from mixnas.jobs.runs import finished
 from mixnas.jobs.settings import Listener, Settings, Silent, at_least, cores, seconds, written
 from mixnas.jobs.stages import (
     begin_storage,
@@ -160,7 +159,7 @@ def search(
     listener = listener or Silent()
     problem = replace(prepare(settings, rooted(runs), name, listener), storage=storage)
     check_shared(problem, trains)
-    if not finished_in(problem):
+    if not problem.trained:
         visit(crew)  # before anything long
     if not dry_run:
         begin_storage(problem)
@@ -223,15 +222,6 @@ def crewed(
     if gpus is None and torch_device(settings.device).type == "cuda":
         gpus = min(1.0, torch.cuda.device_count() / number)
     return replace(crew, workers=number, gpus=gpus or 0.0)
-
-
-def finished_in(member: Problem) -> bool:
-    """Tell whether a search has named its winner, and written all of it down."""
-    folder = member.runs / member.name
-    if not folder.is_dir():
-        return False
-    run = Run.open(folder)
-    return finished(run) and run.done("finalists")
 
 
 def training(settings: Settings, number: int | None, crew: Crew) -> Crew | None:

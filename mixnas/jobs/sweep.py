@@ -23,7 +23,8 @@ from mixnas.jobs import reuse
 from mixnas.jobs.curves import drawn, viewing
 from mixnas.jobs.finalists import name_winner
 from mixnas.jobs.problem import PLAN, Plan, Problem, Stock, prepare, rehearse
-from mixnas.jobs.search import check_views, crewed, finished_in, patient, shared, training
+from mixnas.jobs.runs import finished
+from mixnas.jobs.search import check_views, crewed, patient, shared, training
 from mixnas.jobs.settings import Listener, Settings, Silent, cores, duration
 from mixnas.jobs.stages import (
     begin_storage,
@@ -145,7 +146,7 @@ def sweep(
     agree(runs, name, asked.to_dict())
     folder = runs / name
     groups = [_mirrored(group, name, storage) for group in _groups(asked, folder, trains, listener)]
-    if not all(finished_in(member) for group in groups for member in group.members):
+    if not all(group.trunk.trained for group in groups):
         visit(crew)  # before anything long
     plans = [_plan(group, crew) for group in groups]
     trunks = [group.trunk for group in groups]
@@ -216,8 +217,17 @@ def _mirrored(group: Group, name: str, storage: str | None) -> Group:
 def _begin_storage(groups: Sequence[Group]) -> None:
     """Make the studies that shall show the searches, if a storage is given."""
     for member in (each for group in groups for each in group.members):
-        if not finished_in(member):
+        if not _finished(member):
             begin_storage(member)
+
+
+def _finished(member: Problem) -> bool:
+    """Tell whether a search has named its winner, and written all of it down."""
+    folder = member.runs / member.name
+    if not folder.is_dir():
+        return False
+    run = Run.open(folder)
+    return finished(run) and run.done("finalists")
 
 
 def union(members: Sequence[Problem]) -> tuple[Limit, ...]:
@@ -267,7 +277,7 @@ def _rows(
         for group, plan in zip(groups, plans, strict=True)
     )
     total = training + searching + FINALISTS_SECONDS * len(members) + retraining
-    done = sum(finished_in(member) for member in members)
+    done = sum(_finished(member) for member in members)
     sizes = members[0].data.sizes
     return {
         "run": str(folder),
@@ -300,7 +310,7 @@ def _do(
         if not trunk.file(PLAN).exists():
             trunk.write(PLAN, plan.to_dict())
         train_together(group.trunk, plan, trunk, trains, listener)
-        lacking = [member for member in group.members if not finished_in(member)]
+        lacking = [member for member in group.members if not _finished(member)]
         opened = [(member, stack.enter_context(member.open_run())) for member in lacking]
         for member, run in opened:
             _supply(member, run, plan, trunk, listener)

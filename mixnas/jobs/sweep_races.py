@@ -209,10 +209,8 @@ def _winner(sweep: Run, name: str) -> str | None:
     run = Run.open(folder)
     if not run.file(retrained.SUMMARY).is_file():
         return None
-    try:
+    with run.reading(retrained.SUMMARY):
         return str(run.read(retrained.SUMMARY)["winner"]["id"])
-    except (KeyError, TypeError):
-        raise run.broken(retrained.SUMMARY) from None
 
 
 def _begun(sweep: Run, holder: str, wanted: RetrainSettings) -> Run | None:
@@ -250,12 +248,10 @@ def _reached(run: Run, epochs: tuple[int, ...]) -> dict[int, Figure]:
     figures = dict.fromkeys(epochs, WORST) if run.done(DIVERGED) else {}
     if not run.file(retrained.CURVE).is_file():
         return figures
-    try:
+    with run.reading(retrained.CURVE):
         curve = run.read(retrained.CURVE)[["epoch", "val_accuracy", "val_loss"]]
         for row in curve.to_dict("records"):
             if row["epoch"] in epochs:
                 figure = Figure(float(row["val_accuracy"]), float(row["val_loss"]))
                 figures[int(row["epoch"])] = figure
-    except retrained.FAULTS:
-        raise run.broken(retrained.CURVE) from None
     return figures

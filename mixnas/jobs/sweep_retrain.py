@@ -54,10 +54,8 @@ def expected(asked: SweepSettings, trunks: Sequence[Problem], folder: Path) -> E
     """
     if (folder / MEASURED).is_file():
         run = Run.open(folder)
-        try:
+        with run.reading(MEASURED):
             return Expected(float(run.read(MEASURED)["epoch_seconds"]))
-        except (KeyError, TypeError, ValueError):
-            raise run.broken(MEASURED) from None
     return Expected(max(_epoch_seconds(asked, trunk) for trunk in trunks))
 
 

@@ -1,8 +1,7 @@
 """What a sweep has found so far: a row for each search, and one front over all of them."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,10 @@ import pandas
 from mixnas.errors import RunConflict
 from mixnas.jobs import runs as runs_module
 from mixnas.jobs import status as statuses
-from mixnas.jobs.retrained import FAULTS
 from mixnas.jobs.settings import Settings
 from mixnas.jobs.sweep_races import Races
 from mixnas.jobs.sweep_settings import JOB, SUPERNET, SweepSettings, named
-from mixnas.run import Run
+from mixnas.run import SETTINGS, Run
 from mixnas.run import runs as runs_in
 
 TABLE, FRONT, SUMMARY = "sweep.csv", "front.json", "summary.json"
@@ -66,12 +64,12 @@ def table(run: Run, names: Iterable[str], failed: Mapping[str, str]) -> list[dic
 def _row(sweep: Run, name: str, asked: Settings, failed: str | None) -> dict[str, Any]:
     settings, found = asked.to_dict(), {}
     state, told = "waiting", ""
-    if (sweep.path / name / "run.json").is_file():
+    if (sweep.path / name / SETTINGS).is_file():
         run = Run.open(sweep.path / name)
         settings = run.settings
         state, told = runs_module.state(run), runs_module.progress(run)
         if state == "finished":
-            with _whole(run, "summary.json"):
+            with run.reading("summary.json"):
                 found = dict(run.read("summary.json")["winner"])
     winner = {key: found.get(key) for key in ("accuracy", "standard_error", "flops", "params")}
     measured = {
@@ -104,7 +102,7 @@ def front(run: Run, names: Iterable[str]) -> list[dict[str, Any]]:
         if not (run.path / name / FRONT).is_file():
             continue
         search = Run.open(run.path / name)
-        with _whole(search, FRONT):
+        with search.reading(FRONT):
             for point in list(search.read(FRONT)):
                 kept = {key: point[key] for key in ("id", "loss", "accuracy", "flops", "params")}
                 points.setdefault(point["id"], {"search": name, **kept, "arch": point["arch"]})
@@ -153,7 +151,7 @@ def swept(run: Run) -> dict[str, Any]:
     alive = status is not None and status.alive(time.time())
     failed = {}
     if run.file(SUMMARY).is_file() and not alive:
-        with _whole(run, SUMMARY):
+        with run.reading(SUMMARY):
             rows = run.read(SUMMARY)["rows"]
             failed = {row["search"]: row["progress"] for row in rows if row["state"] == "failed"}
     done = run.done("sweep")
@@ -169,15 +167,6 @@ def swept(run: Run) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _whole(run: Run, name: str) -> Iterator[None]:
-    """Say that a file of a run is damaged, where what it holds is not what it should be."""
-    try:
-        yield
-    except FAULTS:
-        raise run.broken(name) from None
-
-
 def searches(run: Run) -> list[str]:
     """Return the folders of a sweep's searches, in the order of its table."""
     return [named(settings) for settings in settings_of(run).searches()]
@@ -189,7 +178,5 @@ def settings_of(run: Run) -> SweepSettings:
     Raises:
         RunConflict: if that cannot be read.
     """
-    try:
+    with run.reading(SETTINGS):
         return SweepSettings.of(run.settings)
-    except (KeyError, TypeError):
-        raise run.broken("run.json") from None

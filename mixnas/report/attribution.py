@@ -5,7 +5,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from mixnas.report.drawing import canvas, literal, png
-from mixnas.report.page import image, reading, table
+from mixnas.report.page import image, table
 from mixnas.run import Run
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def attribution_section(run: Run) -> Iterator[str]:
     """
     if not run.file(ATTRIBUTED).is_file():
         return
-    with reading(run, ATTRIBUTED):
+    with run.reading(ATTRIBUTED):
         found = run.read(ATTRIBUTED)
         yield "<h2>Which mixer helps where</h2>"
         yield f"<p><strong>{escape(found['sentence'])}</strong></p>"

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from mixnas.cost.limit import describe as amount
 from mixnas.report.drawing import canvas, literal, png
-from mixnas.report.page import flat, image, page, pairs, reading, table
+from mixnas.report.page import flat, image, page, pairs, table
 from mixnas.run import Run, runs
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def audited_figure(run: Run) -> Path:
         StorageFull: if the disk is full.
     """
     summary = run.read("summary.json")
-    with reading(run, "summary.json"):
+    with run.reading("summary.json"):
         return run.write(AUDITED, png(draw_audit(summary)))
 
 
@@ -146,7 +146,7 @@ def audited_html(run: Run) -> Path:
         StorageFull: if the disk is full.
     """
     summary = run.read("summary.json")
-    with reading(run, "summary.json"):
+    with run.reading("summary.json"):
         text = page(f"mixnas: {summary['of']} audited", _sections(run, summary))
     return run.write(AUDITED_PAGE, text)
 
@@ -163,7 +163,7 @@ def audits_section(run: Run) -> Iterator[str]:
         yield "<h2>Audited: may the ranking be trusted?</h2>"
     for kept in done:
         summary = kept.read("summary.json")
-        with reading(kept, "summary.json"):
+        with kept.reading("summary.json"):
             sentence, link = escape(summary["sentence"]), f"{kept.name}/{AUDITED_PAGE}"
         yield f'<p>{sentence} <a href="{escape(quote(link))}">{escape(link)}</a></p>'
 

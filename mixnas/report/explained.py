@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mixnas.cost.limit import describe as amount
 from mixnas.report.drawing import canvas, colour, literal, png
 from mixnas.report.measured import conditions_rows, figure_of
-from mixnas.report.page import image, made_with, page, pairs, reading, table
+from mixnas.report.page import image, made_with, page, pairs, table
 from mixnas.run import Run
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def explained(run: Run, place: str = EXPLAINED) -> Path:
     """
     facts = f"{place}.json"
     found = run.read(facts)
-    with reading(run, facts):
+    with run.reading(facts):
         run.write(f"{place}.png", png(explained_figure(found)))
         title = f"mixnas: where the {what(found)} of {found.get('of', found['id'])} goes"
         text = page(title, _sections(run, found, place))

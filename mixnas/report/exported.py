@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mixnas.report.costs import latency
-from mixnas.report.page import page, pairs, reading, table
+from mixnas.report.page import page, pairs, table
 from mixnas.run import Run
 
 EXPORTS, EXPORTED_PAGE = "export/exports.json", "export/report.html"
@@ -42,7 +42,7 @@ def exported(run: Run) -> Path:
         StorageFull: if the disk is full.
     """
     found = run.read(EXPORTS)
-    with reading(run, EXPORTS):
+    with run.reading(EXPORTS):
         text = page(f"mixnas: {run.name} exported", _sections(run, found))
     return run.write(EXPORTED_PAGE, text)
 

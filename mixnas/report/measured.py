@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixnas.cost.limit import describe as amount
 from mixnas.report.drawing import canvas, literal, png
-from mixnas.report.page import flat, image, made_with, page, pairs, reading, table
+from mixnas.report.page import flat, image, made_with, page, pairs, table
 from mixnas.run import Run
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ def calibration(run: Run) -> Path:
         StorageFull: if the disk is full.
     """
     summary = run.read("summary.json")
-    with reading(run, "summary.json"):
+    with run.reading("summary.json"):
         drawn = calibration_figure(summary["points"], summary["quality"], summary["quantity"])
         return run.write(CALIBRATION, png(drawn))
 
@@ -262,7 +262,7 @@ def measured_html(run: Run) -> Path:
         StorageFull: if the disk is full.
     """
     summary = run.read("summary.json")
-    with reading(run, "summary.json"):
+    with run.reading("summary.json"):
         text = page(f"mixnas: {run.name}", _sections(run, summary))
     return run.write(MEASURED_PAGE, text)
 

@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from html import escape
 from typing import Any
 
@@ -69,12 +68,3 @@ def flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
             yield f"{prefix}{key}", ", ".join(map(str, value))
         elif value is not None:
             yield f"{prefix}{key}", f"{value:.4g}" if isinstance(value, float) else f"{value}"
-
-
-@contextmanager
-def reading(run: Run, name: str) -> Iterator[None]:
-    """Say that a file of the run is damaged if what it holds is not what it should be."""
-    try:
-        yield
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
-        raise run.broken(name) from None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixnas.cost.limit import describe as amount
 from mixnas.report.drawing import canvas, literal, png
-from mixnas.report.page import flat, image, made_with, page, pairs, reading, table
+from mixnas.report.page import flat, image, made_with, page, pairs, table
 from mixnas.run import Run
 
 if TYPE_CHECKING:
@@ -57,10 +57,10 @@ def retrained(run: Run) -> list[Path]:
     """
     drawn = {}
     if run.file(CURVE).is_file():
-        with reading(run, CURVE):
+        with run.reading(CURVE):
             drawn[CURVES] = curves_figure(run.read(CURVE))
     if run.file(JUDGED).is_file():
-        with reading(run, JUDGED):
+        with run.reading(JUDGED):
             drawn[CONFUSION] = confusion_figure(run.read(JUDGED))
     paths = [run.write(name, png(figure)) for name, figure in drawn.items()]
     return [*paths, run.write(RETRAINED_PAGE, page(f"mixnas: {run.name}", _sections(run)))]
@@ -193,17 +193,17 @@ def _cell(value: float, form: str) -> str:
 def _sections(run: Run) -> Iterator[str]:
     yield f"<h1>mixnas: {escape(_title(run))} retrained</h1>"
     if run.file(SUMMARY).is_file():
-        with reading(run, SUMMARY):
+        with run.reading(SUMMARY):
             yield "<h2>Result</h2>" + pairs(retrained_rows(run.read(SUMMARY)))
     else:
         yield "<p><strong>This training is not finished; the test images are unread.</strong></p>"
     if run.file(CURVE).is_file():
         yield "<h2>Training</h2>" + image(run, CURVES, "losses, accuracy and rate over the epochs")
-        with reading(run, CURVE):
+        with run.reading(CURVE):
             yield table(EPOCH_HEADS, epoch_rows(run.read(CURVE).tail(LAST)), figures=True)
     if run.file(JUDGED).is_file():
         yield "<h2>Test images</h2>" + image(run, CONFUSION, "confusion of the classes")
-        with reading(run, JUDGED):
+        with run.reading(JUDGED):
             yield table(CLASS_HEADS, _weakest(run.read(JUDGED)), figures=True)
     yield "<h2>How to read this</h2>"
     yield "".join(f"<p>{escape(text)}</p>" for text in HOW_TO_READ_RETRAINED)
