@@ -143,8 +143,10 @@ def test_status_tells_how_far_it_was_and_that_it_had_stopped(study):
 def test_again_it_changes_nothing_and_its_name_goes_on_with_it(study):
     folder, sweep, _, _ = study
     before = {path: path.read_bytes() for path in sweep.rglob("*.json*")}
-    again = call(folder, "sweep", "study")
+    again = call(folder, "sweep", "study", "--storage", "sqlite:///late.db")
     assert again.returncode == 0, again.stderr
+    shown = optuna.get_all_study_summaries(f"sqlite:///{folder / 'late.db'}")
+    assert [study.n_trials for study in shown] == [12] * 6
     changed = [p for p, content in before.items() if p.read_bytes() != content]
     assert changed == [] or {path.name for path in changed} <= {"stages.json"}
 
@@ -208,6 +210,10 @@ def test_a_dry_run_and_the_python_twin(tmp_path, cli):
         (["nothing.toml"], "sweep nothing.toml: neither a sweep's name nor a file"),
         (["nothing.toml", "--seed", "1"], "told by a file or by options"),
         (["--status"], "which sweep in"),
+        (
+            ["--status", "--retrain", "3", "--dry-run"],
+            "--status and --retrain, --dry-run: --status",
+        ),
         (["--budget", "8MFLOPs", "--storage", "study.db"], "write sqlite:///study.db"),
         (["--budget", "8MFLOPs,8000KFLOPs"], "given twice"),
         (["--budget", "8MFLOPs", "--retrain", "0"], "retrain 0: a whole number of at least 1"),

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 
 AFTER = "What is done with the winners"
+STATUS = ("status", "file", "name", "runs", "as_json", "quiet")
+"""Parameters that may be given together with ``--status``."""
 
 
 @app.command()
@@ -212,6 +214,7 @@ def sweep(
     Ctrl-C stops cleanly; the same command goes on where it was.
     """
     if status:
+        _alone(context)
         _status(file or name, runs, as_json=as_json)
         return
     given: dict[str, Any] = {
@@ -311,6 +314,22 @@ def _asked(
         Settings(budget=(), **common),
         **after,
     )
+
+
+def _alone(context: typer.Context) -> None:
+    """Refuse options beside ``--status`` that it would not heed."""
+    beside = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name not in STATUS
+        and (source := context.get_parameter_source(str(option.name))) is not None
+        and source.name == "COMMANDLINE"
+    ]
+    if beside:
+        raise InvalidOption(
+            f"--status and {', '.join(beside)}: --status only shows; beside it a sweep's name, "
+            "--runs and --json are allowed"
+        )
 
 
 def _status(name: str | None, runs: str, *, as_json: bool) -> None:

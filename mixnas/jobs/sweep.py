@@ -217,8 +217,7 @@ def _mirrored(group: Group, name: str, storage: str | None) -> Group:
 def _begin_storage(groups: Sequence[Group]) -> None:
     """Make the studies that shall show the searches, if a storage is given."""
     for member in (each for group in groups for each in group.members):
-        if not _finished(member):
-            begin_storage(member)
+        begin_storage(member)
 
 
 def _finished(member: Problem) -> bool:
@@ -310,7 +309,8 @@ def _do(
         if not trunk.file(PLAN).exists():
             trunk.write(PLAN, plan.to_dict())
         train_together(group.trunk, plan, trunk, trains, listener)
-        lacking = [member for member in group.members if not _finished(member)]
+        # A storage shows what was done without it, too.
+        lacking = [each for each in group.members if each.storage or not _finished(each)]
         opened = [(member, stack.enter_context(member.open_run())) for member in lacking]
         for member, run in opened:
             _supply(member, run, plan, trunk, listener)
@@ -384,11 +384,13 @@ def _search(
 
 
 def _finish(member: Problem, run: Run, crew: Crew, listener: Listener) -> None:
-    """Name a search's winner."""
+    """Name a search's winner, if it has none yet."""
     with ExitStack() as stack:
         search = search_of(member, run, first_round(member))
         stack.callback(search.close)
         mirror(search, member, first_round(member), listener, stack)
         trials = search.trials
+    if _finished(member):
+        return
     listener.note(f"finalists of {member.name}")
     name_winner(member, Plan.of(run), run, trials, crew, listener)
